@@ -1,0 +1,3 @@
+"""One room per operation."""
+
+from . import hashed_linear  # noqa: F401

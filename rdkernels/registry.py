@@ -1,0 +1,136 @@
+"""Where an operation meets its backends: `define` a pass, attach `backend`s, `pick` one per call.
+
+An operation (`hashed_linear`) is a family of passes (`hashed_linear_fwd`, `hashed_linear_bwd_x`, ...). Every pass is
+declared once, from one schema string, as a public operator and as its native twin; the compiled libraries only register
+implementations of the twin. The backend is chosen inside the operator, on real tensors, so that `torch.compile` sees one
+opaque operator whatever runs behind it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+NAMESPACE = "rdkernels"
+ORDER = ("native", "triton", "reference")
+
+_LIB = torch.library.Library(NAMESPACE, "DEF")
+_NATIVE_LIB = torch.library.Library(f"{NAMESPACE}_native", "DEF")
+_DEVICES = (("cpu", "CPU"), ("cuda", "CUDA"))
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of one pass: `serves(*args)` says whether it takes a call, `run(*args)` is the call."""
+
+    serves: Callable[..., bool]
+    run: Callable[..., Any]
+
+
+_PASSES: dict[str, dict[str, Backend]] = {}  # pass -> backend name -> implementation
+_FAMILY: dict[str, list[str]] = {}  # operation -> its passes
+_traces: list[list[tuple[str, str]]] = []
+
+
+def _checked(name: str | None) -> str | None:
+    if name is not None and name not in ORDER:
+        raise ValueError(f"backend must be one of {list(ORDER)} or None, got {name!r}")
+    return name
+
+
+_forced: str | None = _checked(os.environ.get("RDKERNELS_BACKEND") or None)
+
+
+def define(op: str, suffix: str, schema: str, fake: Callable[..., Any]) -> None:
+    """Declare `torch.ops.rdkernels.<op>_<suffix>` and its native twin from one schema."""
+    name = f"{op}_{suffix}"
+    _LIB.define(name + schema)
+    _NATIVE_LIB.define(name + schema.replace("SymInt", "int"))  # the stable ABI has no SymInt
+    _PASSES[name] = {}
+    _FAMILY.setdefault(op, []).append(name)
+    _LIB.impl(name, lambda *args: pick(name, args)(*args), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIB)
+
+
+def backend(name: str, backend_name: str, serves: Callable[..., bool] = lambda *_: True) -> Callable:
+    """Attach the decorated function to pass `name` as `backend_name`."""
+    _checked(backend_name)
+
+    def attach(run: Callable) -> Callable:
+        _PASSES[name][backend_name] = Backend(serves, run)
+        return run
+
+    return attach
+
+
+def attach_native(dtypes: tuple[torch.dtype, ...]) -> None:
+    """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered."""
+    for name, table in _PASSES.items():
+        twin = f"{NAMESPACE}_native::{name}"
+        on = {d for d, key in _DEVICES if torch._C._dispatch_has_kernel_for_dispatch_key(twin, key)}
+        if on:
+            run = getattr(getattr(torch.ops, f"{NAMESPACE}_native"), name).default
+            table["native"] = Backend(lambda x, *_, on=on: x.device.type in on and x.dtype in dtypes, run)
+
+
+def pick(name: str, args: tuple) -> Callable[..., Any]:
+    """The implementation of pass `name` that takes this call: the forced backend, else the first of `ORDER` that serves."""
+    table = _PASSES[name]
+    for candidate in (_forced,) if _forced else ORDER:
+        entry = table.get(candidate)
+        if entry is not None and entry.serves(*args):
+            for record in _traces:
+                record.append((name, candidate))
+            return entry.run
+    x = args[0]
+    raise RuntimeError(
+        f"{NAMESPACE}::{name}: no backend of {sorted(table)} serves {x.dtype} on {x.device}"
+        + (f" (forced: {_forced!r})" if _forced else "")
+    )
+
+
+@contextlib.contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Force every operation to backend `name` ("native", "triton" or "reference") inside the block; None lifts it.
+
+    A call that the forced backend cannot serve raises `RuntimeError`. The choice is process-wide, not per thread.
+    """
+    global _forced
+    before, _forced = _forced, _checked(name)
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@contextlib.contextmanager
+def trace() -> Iterator[list[tuple[str, str]]]:
+    """Record `(pass, backend)` of every call inside the block: how a test proves which backend ran."""
+    record: list[tuple[str, str]] = []
+    _traces.append(record)
+    try:
+        yield record
+    finally:
+        _traces[:] = [r for r in _traces if r is not record]
+
+
+def backends(op: str) -> tuple[str, ...]:
+    """The backends attached to every pass of operation `op` in this process, in the order they are tried."""
+    if op not in _FAMILY:
+        raise ValueError(f"op must be one of {sorted(_FAMILY)}, got {op!r}")
+    return tuple(b for b in ORDER if all(b in _PASSES[name] for name in _FAMILY[op]))
+
+
+def operations() -> tuple[str, ...]:
+    """The names of all operations, in order of definition."""
+    return tuple(_FAMILY)
+
+
+def serves(op: str, backend_name: str, *args: Any) -> bool:
+    """Whether `backend_name` takes calls whose leading tensor is `args[0]` in every pass of `op`."""
+    return backend_name in backends(op) and all(_PASSES[n][backend_name].serves(*args) for n in _FAMILY[op])
