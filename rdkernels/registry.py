@@ -53,8 +53,21 @@ def define(op: str, suffix: str, schema: str, fake: Callable[..., Any]) -> None:
     _NATIVE_LIB.define(name + schema.replace("SymInt", "int"))  # the stable ABI has no SymInt
     _PASSES[name] = {}
     _FAMILY.setdefault(op, []).append(name)
-    _LIB.impl(name, lambda *args: pick(name, args)(*args), "CompositeExplicitAutograd")
+    _LIB.impl(name, lambda *args: _run(name, args), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIB)
+
+
+def define_native(schema: str) -> None:
+    """Declare an operator that only the compiled libraries implement, such as a question about the last call."""
+    _NATIVE_LIB.define(schema)
+
+
+def _run(name: str, args: tuple) -> Any:
+    run, kind = pick(name, args), args[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return run(*args)
+    with torch.autocast(kind, enabled=False):  # the casts are done; a backend's own torch calls keep their dtypes
+        return run(*args)
 
 
 def backend(name: str, backend_name: str, serves: Callable[..., bool] = lambda *_: True) -> Callable:

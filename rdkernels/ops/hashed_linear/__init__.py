@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import hashing
-from ...registry import define
+from ...registry import define, define_native
 
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*NATIVE_DTYPES, torch.float64)
@@ -38,6 +38,8 @@ define(
     "(Tensor dy, Tensor x, SymInt slots, int go, int gi, int seed, float scale, bool hashed_bias) -> Tensor",
     fake=lambda dy, x, slots, go, gi, *_: x.new_empty(slots * go * gi),
 )
+define_native("hashed_linear_path() -> int")
+PATHS = ("none", "few_rows", "many_rows", "bank_grad")  # of the native kernels, by hashed_linear_path()
 
 from . import reference, triton  # noqa: E402,F401  they attach themselves to the passes above
 
