@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A function of x, with the weights that a training step updates."""
+
+    function: Callable[[Tensor], Tensor]
+    weights: tuple[Tensor, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
 class Case(Protocol):
     """One problem of one operation. A room's `cases.py` builds them; tests and bench enumerate them."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """A short unique name."""
+        ...
 
     def tensors(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """The differentiable inputs by name, the same values for the same seed on every device."""
@@ -30,6 +45,29 @@ class Case(Protocol):
         """Bytes one forward must move at least: inputs read once, outputs written once."""
         ...
 
-    def dense(self, tensors: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+    def layer(self, tensors: dict[str, Tensor]) -> Layer:
+        """The operation as a function of `tensors["x"]` alone."""
+        ...
+
+    def dense(self, tensors: dict[str, Tensor]) -> Layer:
         """The dense torch layer of the same shape that a speed ratio is taken against."""
         ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case as the bench times it: `work` on the case's `layer` against its method `rival`.
+
+    A room lists its problems in `cases.BENCH`. A plot has one panel per `panel`, one line per `line`, `at` as its x.
+    """
+
+    case: Case
+    panel: str
+    line: str
+    at: int
+    work: str = "forward"  # "forward", "forward+backward" or "training step"
+    rival: str = "dense"
+    goal: float | None = None  # the ratio asked for: rival's time / ours
+
+    def __str__(self) -> str:
+        return f"{self.case.name} {self.work} vs {self.rival}"

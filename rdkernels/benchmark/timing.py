@@ -1,0 +1,146 @@
+"""One problem, ours and the rival timed in turn."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import registry
+from ..testing import Layer, Problem
+
+Call = Callable[[], object]
+FLOP_FACTOR = {"forward": 1, "forward+backward": 3, "training step": 3}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of ours and of the rival; median and quartiles of the pairwise ratios; how many pairs."""
+
+    ours: float
+    rival: float
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+
+
+def workload(work: str, layer: Layer, x: Tensor, dy: Tensor) -> Call:
+    """`work` on `layer` as a call without arguments: the forward; with both gradients; with those and fused AdamW."""
+    if work == "forward":
+        return lambda: layer(x)
+    if work not in FLOP_FACTOR:
+        raise ValueError(f"work must be one of {list(FLOP_FACTOR)}, got {work!r}")
+    inputs = [t.requires_grad_() for t in (x, *layer.weights)]
+
+    def backward() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(layer(x), inputs, dy)
+
+    if work == "forward+backward":
+        return backward
+    optimizer = torch.optim.AdamW(layer.weights, lr=1e-4, fused=True)
+
+    def step() -> None:
+        for weight, gradient in zip(layer.weights, backward()[1:], strict=True):
+            weight.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def flops(problem: Problem) -> int:
+    """Floating-point operations of the problem's work; an optimiser's few per weight are not counted."""
+    return FLOP_FACTOR[problem.work] * problem.case.flops()
+
+
+def moved(problem: Problem, weights: int, itemsize: int = 4) -> int:
+    """Bytes the work must move at least; a backward moves as many again as the forward, AdamW seven values a weight."""
+    once = problem.case.bytes(itemsize)
+    updates = 7 * itemsize * weights if problem.work == "training step" else 0
+    return (1 if problem.work == "forward" else 2) * once + updates
+
+
+def pair(ours: Call, rival: Call, ours_first: bool) -> tuple[float, float]:
+    """Seconds of one call of each, in the order asked for."""
+    clock = time.perf_counter
+    first, second = (ours, rival) if ours_first else (rival, ours)
+    start = clock()
+    first()
+    middle = clock()
+    second()
+    end = clock()
+    return (middle - start, end - middle) if ours_first else (end - middle, middle - start)
+
+
+def summary(pairs: list[tuple[float, float]]) -> Timing:
+    """Medians and quartiles of `(ours, rival)` seconds."""
+    ratios = [rival / ours for ours, rival in pairs]
+    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    ours, rival = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return Timing(ours, rival, ratio, low, high, len(pairs))
+
+
+def interleaved(ours: Call, rival: Call, seconds: float, least: int = 5, most: int = 1000) -> Timing:
+    """Warm both up, then time them in turn for about `seconds`, at least `least` and at most `most` pairs."""
+    for call in (ours, rival, ours, rival):
+        call()
+    pairs: list[tuple[float, float]] = []
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        while len(pairs) < least or (len(pairs) < most and time.perf_counter() < end):
+            pairs.append(pair(ours, rival, ours_first=len(pairs) % 2 == 0))
+    finally:
+        if collecting:
+            gc.enable()
+    return summary(pairs)
+
+
+def calls(problem: Problem, dtype: torch.dtype = torch.float32) -> tuple[Call, Call, int]:
+    """Ours and the rival as calls without arguments, and the number of our weights."""
+    tensors = problem.case.tensors(dtype)
+    layer, rival = problem.case.layer(tensors), getattr(problem.case, problem.rival)(tensors)
+    x = tensors["x"]
+    with torch.no_grad():
+        dy = torch.randn_like(layer(x))
+    count = sum(w.numel() for w in layer.weights)
+    return workload(problem.work, layer, x, dy), workload(problem.work, rival, x, dy), count
+
+
+def measure(problem: Problem, threads: tuple[int, ...], seconds: float) -> list[dict]:
+    """One row per thread count: the problem, its timing, its floating-point rate, and which backends ran ours."""
+    ours, rival, weights = calls(problem)
+    with registry.trace() as ran:
+        ours()
+    before = torch.get_num_threads()
+    rows = []
+    try:
+        for count in threads:
+            torch.set_num_threads(count)
+            timing = interleaved(ours, rival, seconds)
+            rows.append(
+                {
+                    "name": str(problem),
+                    "panel": problem.panel,
+                    "line": problem.line,
+                    "at": problem.at,
+                    "work": problem.work,
+                    "against": problem.rival,
+                    "goal": problem.goal,
+                    "threads": count,
+                    "backend": "+".join(sorted({backend for _, backend in ran})),
+                    **vars(timing),
+                    "flops": flops(problem),
+                    "bytes": moved(problem, weights),
+                }
+            )
+    finally:
+        torch.set_num_threads(before)
+    return rows
