@@ -48,8 +48,10 @@ def run(
     A result's `share` is the time that the nearer limit alone would take (FLOPs or least bytes), over our time.
     """
     seconds = QUICK_SECONDS if quick else SECONDS
-    limits = machine.limits(threads, seconds)
+    limits = machine.limits(threads, seconds / 2)
     results = [row for problem in progress(chosen) for row in timing.measure(problem, threads, seconds)]
+    for count, again in machine.limits(threads, seconds / 2).items():  # a busy minute must not make a limit small
+        limits[count] = {name: max(value, again[name]) for name, value in limits[count].items()}
     for row in results:
         limit = limits[row["threads"]]
         row["gflops"] = row["flops"] / row["ours"] / 1e9

@@ -1,0 +1,59 @@
+# make demo | test on a fresh Debian or Ubuntu: makes .venv, installs torch and this package, builds the kernels, runs.
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu fetches the small CPU build of torch.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+EXTRA := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+NATIVE := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CSRC := $(filter csrc/%,$(NATIVE))
+.DEFAULT_GOAL := help
+.PHONY: help demo test dev lint fmt docs bench wheel-pure clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+
+demo: $(VENV)/built ## train hashed layers on Fashion-MNIST beside dense ones, then time them (DEMO=--quick: a smoke run)
+	$(PY) bench/demo.py $(DEMO)
+
+test: $(VENV)/built ## every test, in every mode this machine can run (ARGS=... goes to pytest)
+	$(PY) tests/run.py $(ARGS)
+
+dev: $(VENV)/built ## .venv with the package editable and its kernels built
+
+lint: $(VENV)/packages ## style, format and types
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy rdkernels
+	$(if $(NATIVE),$(VENV)/bin/clang-format --dry-run -Werror $(NATIVE))
+
+fmt: $(VENV)/packages ## rewrite Python and C++ in the house format
+	$(PY) -m ruff check --fix . ; $(PY) -m ruff format . ; $(if $(NATIVE),$(VENV)/bin/clang-format -i $(NATIVE))
+
+docs: $(VENV)/built ## the documentation as docs/_build/index.html; a warning is an error
+	$(PY) docs/measured.py && $(PY) -m sphinx -W -q docs docs/_build
+
+bench: $(VENV)/built ## ours beside torch, interleaved (BENCH="--quick --json F --plot F")
+	$(PY) -m rdkernels bench $(BENCH)
+
+wheel-pure: $(VENV)/packages ## a wheel without kernels, in dist/
+	RDK_BUILD=pure $(PY) -m pip wheel -q . --no-deps --no-build-isolation -w dist
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist docs/_build demo-output tests/native/build *.egg-info rdkernels/*.so
+
+# Every missing piece is named at once, before anything is downloaded.
+$(VENV)/packages: pyproject.toml Makefile
+	@missing=; command -v $(PYTHON) >/dev/null || missing="$$missing python3"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	command -v $${CXX:-c++} >/dev/null || missing="$$missing g++"; \
+	if [ -n "$$missing" ]; then echo "make: missing on this machine; install with: apt-get install$$missing"; exit 1; fi; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "make: Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --upgrade $(EXTRA) 'setuptools>=77' wheel '$(TORCH)'
+	RDK_BUILD=pure $(PY) -m pip install $(EXTRA) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/built: $(VENV)/packages setup.py $(CSRC)
+	RDK_BUILD=cpu $(PY) -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
