@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 EXTRA := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-NATIVE := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 CSRC := $(filter csrc/%,$(NATIVE))
 .DEFAULT_GOAL := help
 .PHONY: help demo test dev lint fmt docs bench wheel-pure clean

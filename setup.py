@@ -95,5 +95,5 @@ native = extensions()
 setup(
     ext_modules=native,
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}} if native else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"parallel": os.cpu_count()}} if native else {},
 )
