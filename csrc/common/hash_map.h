@@ -130,13 +130,16 @@ RDK_INLINE void place_rows(const Map& map, const U16& prefix, uint32_t o0, uint3
   }
 }
 
-// The slots of sixteen granules (p, q0 .. q0+15): vector[j] is the slot's first.
-RDK_INLINE void place_slots(const Map& map, uint32_t prefix, uint32_t q0, Places* at) {
-  const U16 q = iota16(q0);
+// Sixteen vectors v0 .. v0+15 along a row of granules, `prefix` its hash: without the row inside the granule, which is
+// (r << row_shift) ^ row[j] vectors further for the granule's row r.
+RDK_INLINE void place_vectors(const Map& map, uint32_t prefix, uint32_t v0, uint32_t* vector, uint32_t* row,
+                              uint32_t* aux) {
+  const U16 v = iota16(v0);
   RDK_UNROLL for (int i = 0; i < kRegs; ++i) {
-    const U h = hash_finish<U>(q.r[i] * kPrime3 + prefix);
-    store(at->vector + i * kLanes, mulhi(h, map.slots) << map.slot_shift());
-    store(at->aux + i * kLanes, aux_of<U>(h));
+    const U h = hash_finish<U>((v.r[i] >> map.row_shift()) * kPrime3 + prefix), a = aux_of<U>(h);
+    store(vector + i * kLanes, (mulhi(h, map.slots) << map.slot_shift()) + ((v.r[i] ^ a >> 8) & map.vector_mask()));
+    store(row + i * kLanes, (a >> 24 & map.go_mask()) << map.row_shift());
+    store(aux + i * kLanes, a);
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -13,6 +14,7 @@
 
 #define RDK_INLINE inline __attribute__((always_inline))
 #define RDK_UNROLL _Pragma("GCC unroll 32")
+#define RDK_LAMBDA __attribute__((always_inline))
 
 namespace rdk {
 
@@ -49,7 +51,11 @@ struct Half {
   uint16_t bits;
 };
 
-RDK_INLINE F splat(float x) { return F{} + x; }
+template <int... I>
+RDK_INLINE F splat_lanes(float x, std::integer_sequence<int, I...>) {
+  return F{((void)I, x)...};
+}
+RDK_INLINE F splat(float x) { return splat_lanes(x, std::make_integer_sequence<int, kLanes>{}); }
 RDK_INLINE U splat(uint32_t x) { return U{} + x; }
 RDK_INLINE U bits(F x) { return (U)x; }
 RDK_INLINE F floats(U x) { return (F)x; }

@@ -11,6 +11,8 @@ constexpr int kFewRows = 8;
 constexpr int kFewGradRows = kAccumulators / (2 * kRegs);  // a sum there is a whole 16-lane vector
 constexpr int64_t kOutputBlock = 128;                       // outputs per task; the tallest granule
 constexpr int64_t kInputBytes = 16 << 10;                   // of x that stay in L1 for a block of outputs
+constexpr int64_t kPrivateCacheBytes = 2 << 20, kSharedCacheBytes = 16 << 20;
+constexpr int64_t kWarmReuse = 4;  // a bank that is read only a few times is not worth a pass of its own
 
 // y[m, o] = sum_i x[m, i] V[o, i] for M <= kFewRows.
 template <class T>
@@ -44,8 +46,19 @@ struct FewRows {
     return packed;
   }
 
+  // Granules are met in random order, where no hardware prefetcher helps: read the bank in order first. What fits in
+  // L2 is wanted there by every thread; of a larger bank each thread brings its share to the common cache.
+  void warm(int64_t first, int64_t last) const {
+    const int64_t values = int64_t(map.slots) << (map.go_shift + map.gi_shift);
+    int64_t begin = 0, end = values * int64_t(sizeof(T));
+    if (end > kSharedCacheBytes || values * kWarmReuse > y.cols * x.cols) return;
+    if (end > kPrivateCacheBytes) begin = end * first / tasks(), end = end * last / tasks();
+    for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(bank) + at, 0, 2);
+  }
+
   template <int M>
   void run_rows(int64_t first, int64_t last) const {
+    warm(first, last);
     const float* packed = pack<M>();
     const int64_t whole = x.width() / kVec, edge = x.width() % kVec;
     constexpr int64_t kVectors = kInputBytes / (M * kVec * sizeof(float));
@@ -65,67 +78,97 @@ struct FewRows {
   template <int M>
   void accumulate(int64_t o0, int64_t outputs, int64_t v0, int64_t v1, const float* packed, F* sums) const {
     constexpr int NO = kAccumulators / M < 1 ? 1 : std::bit_floor(unsigned(kAccumulators / M));
-    for (int64_t o = 0; o < outputs; o += NO) {
-      F* const acc = sums + o * M;
-      if (map.element()) {
-        for (int j = 0; j < NO; ++j) element_row<M>(uint32_t(o0 + o + j), v0, v1, packed, acc + j * M);
-      } else if (map.slot_shift() == 0) {
-        granule_rows<M, NO, false, true>(uint32_t(o0 + o), v0, v1, packed, acc);
-      } else if (NO >> map.go_shift <= 1) {
-        granule_rows<M, NO, true, false>(uint32_t(o0 + o), v0, v1, packed, acc);
-      } else {
-        granule_rows<M, NO, false, false>(uint32_t(o0 + o), v0, v1, packed, acc);
+    constexpr int NP = NO < 4 ? NO : 4;  // rows with a hash each keep their signs in registers too
+    const int64_t band = int64_t(1) << map.go_shift;
+    if (map.element()) {
+      for (int64_t o = 0; o < outputs; ++o) element_row<M>(uint32_t(o0 + o), v0, v1, packed, sums + o * M);
+    } else if (band < NO) {
+      for (int64_t o = 0; o < outputs; o += NP) own_rows<M, NP>(uint32_t(o0 + o), v0, v1, packed, sums + o * M);
+    } else {
+      for (int64_t o = 0; o < outputs; o += band) {
+        band_rows<M, NO>(uint32_t(o0 + o), std::min(band, outputs - o), v0, v1, packed, sums + o * M);
       }
     }
   }
 
-  // NO rows of V at once; kShared: they lie in one granule; kChunk: the granule is one vector.
-  template <int M, int NO, bool kShared, bool kChunk>
-  void granule_rows(uint32_t o, int64_t v0, int64_t v1, const float* packed, F* sums) const {
-    constexpr int kHashes = kShared ? 1 : NO;
-    constexpr bool kFlipX = kShared && M < NO;  // a sign may stand on either factor: on the one that is touched less
-    const int row_shift = kChunk ? 0 : map.row_shift();
+  // acc[j][m] += V[j] . x[m]; the sums of NO rows stay in registers.
+  template <int M, int NO>
+  static RDK_INLINE void multiply_add(F (&acc)[NO][M], const V16* xs, const V16* w) {
+    RDK_UNROLL for (int i = 0; i < kRegs; ++i) {
+      RDK_UNROLL for (int m = 0; m < M; ++m) {
+        RDK_UNROLL for (int j = 0; j < NO; ++j) acc[j][m] += xs[m].r[i] * w[j].r[i];
+      }
+    }
+  }
+
+  template <int M, int NO, class Step>
+  static RDK_INLINE void with_sums(F* sums, const Step& step) {
     F acc[NO][M];
-    uint32_t prefix[kHashes];
     RDK_UNROLL for (int j = 0; j < NO; ++j) {
       RDK_UNROLL for (int m = 0; m < M; ++m) acc[j][m] = sums[j * M + m];
     }
-    for (int j = 0; j < kHashes; ++j) prefix[j] = hash_prefix<uint32_t>((o + j) >> map.go_shift, map.seed);
-    Places at[kHashes];
-    for (int64_t q0 = v0 >> row_shift; q0 << row_shift < v1; q0 += kVec) {
-      for (int j = 0; j < kHashes; ++j) place_slots(map, prefix[j], uint32_t(q0), &at[j]);
-      const int64_t q1 = std::min<int64_t>(q0 + kVec, ((v1 - 1) >> row_shift) + 1);
-      for (int64_t q = q0; q < q1; ++q) {
-        const int t = int(q - q0);
-        U16 shared_signs;
-        if constexpr (kShared) shared_signs = sign_lanes16(at[0].aux[t]);
-        const int64_t va = kChunk ? q : std::max(v0, q << row_shift);
-        const int64_t vb = kChunk ? q + 1 : std::min(v1, (q + 1) << row_shift);
-        for (int64_t v = va; v < vb; ++v) {
-          const float* xv = packed + v * M * kVec;
-          V16 flipped[kFlipX ? M : 1];
-          if constexpr (kFlipX) {
-            RDK_UNROLL for (int m = 0; m < M; ++m) flipped[m] = flip(load16(xv + m * kVec), shared_signs);
-          }
-          RDK_UNROLL for (int j = 0; j < NO; ++j) {
-            const uint32_t aux = at[kShared ? 0 : j].aux[t];
-            uint32_t vector = at[kShared ? 0 : j].vector[t];
-            if constexpr (!kChunk) {
-              vector += (((o + j) ^ aux >> 24) & map.go_mask()) << row_shift;
-              vector += (uint32_t(v) ^ aux >> 8) & map.vector_mask();
-            }
-            V16 w = load16(bank + size_t(vector) * kVec);
-            if constexpr (!kFlipX) w = flip(w, kShared ? shared_signs : sign_lanes16(aux));
-            RDK_UNROLL for (int m = 0; m < M; ++m) {
-              const V16 xs = kFlipX ? flipped[kFlipX ? m : 0] : load16(xv + m * kVec);
-              RDK_UNROLL for (int i = 0; i < kRegs; ++i) acc[j][m] += xs.r[i] * w.r[i];
-            }
-          }
-        }
-      }
-    }
+    step(acc);
     RDK_UNROLL for (int j = 0; j < NO; ++j) {
       RDK_UNROLL for (int m = 0; m < M; ++m) sums[j * M + m] = acc[j][m];
+    }
+  }
+
+  // NO rows of V, a hash each.
+  template <int M, int NO>
+  void own_rows(uint32_t o, int64_t v0, int64_t v1, const float* packed, F* sums) const {
+    alignas(64) uint32_t vector[NO][kVec], row[kVec], aux[NO][kVec];
+    with_sums<M, NO>(sums, [&](F(&acc)[NO][M]) RDK_LAMBDA {
+      for (int64_t va = v0; va < v1; va += kVec) {
+        for (int j = 0; j < NO; ++j) {
+          const uint32_t r = ((o + j) & map.go_mask()) << map.row_shift();
+          place_vectors(map, hash_prefix<uint32_t>((o + j) >> map.go_shift, map.seed), uint32_t(va), vector[j], row, aux[j]);
+          RDK_UNROLL for (int i = 0; i < kVec; i += kLanes) store(vector[j] + i, load(vector[j] + i) + (load(row + i) ^ r));
+          for (int t = 0; t < kVec; ++t) __builtin_prefetch(bank + size_t(vector[j][t]) * kVec, 0, 3);
+        }
+        const int n = int(std::min<int64_t>(kVec, v1 - va));
+        const float* xv = packed + va * M * kVec;
+        for (int t = 0; t < n; ++t, xv += M * kVec) {
+          V16 w[NO], xs[M];
+          RDK_UNROLL for (int m = 0; m < M; ++m) xs[m] = load16(xv + m * kVec);
+          RDK_UNROLL for (int j = 0; j < NO; ++j) {
+            w[j] = flip(load16(bank + size_t(vector[j][t]) * kVec), sign_lanes16(aux[j][t]));
+          }
+          multiply_add<M, NO>(acc, xs, w);
+        }
+      }
+    });
+  }
+
+  // The rows of one granule: one hash per vector serves them all, its signs stand on the factor touched less.
+  template <int M, int NO>
+  void band_rows(uint32_t o, int64_t rows, int64_t v0, int64_t v1, const float* packed, F* sums) const {
+    constexpr bool kFlipX = M < NO;
+    constexpr int64_t kVectors = kInputBytes / (M * kVec * sizeof(float));
+    alignas(64) uint32_t vector[kVectors + kVec], row[kVectors + kVec], aux[kVectors + kVec];
+    const uint32_t prefix = hash_prefix<uint32_t>(o >> map.go_shift, map.seed);
+    const int64_t n = v1 - v0;
+    for (int64_t t = 0; t < n; t += kVec) place_vectors(map, prefix, uint32_t(v0 + t), vector + t, row + t, aux + t);
+    const float* const x0 = packed + v0 * M * kVec;
+    for (int64_t r0 = 0; r0 < rows; r0 += NO) {
+      const uint32_t first = (o + uint32_t(r0)) & map.go_mask();
+      uint32_t shifted[NO];
+      RDK_UNROLL for (int j = 0; j < NO; ++j) shifted[j] = (first + j) << map.row_shift();
+      with_sums<M, NO>(sums + r0 * M, [&](F(&acc)[NO][M]) RDK_LAMBDA {
+        const float* xv = x0;
+        for (int64_t t = 0; t < n; ++t, xv += M * kVec) {
+          const U16 signs = sign_lanes16(aux[t]);
+          V16 w[NO], xs[M];
+          RDK_UNROLL for (int m = 0; m < M; ++m) {
+            xs[m] = load16(xv + m * kVec);
+            if constexpr (kFlipX) xs[m] = flip(xs[m], signs);
+          }
+          RDK_UNROLL for (int j = 0; j < NO; ++j) {
+            w[j] = load16(bank + size_t(vector[t] + (shifted[j] ^ row[t])) * kVec);
+            if constexpr (!kFlipX) w[j] = flip(w[j], signs);
+          }
+          multiply_add<M, NO>(acc, xs, w);
+        }
+      });
     }
   }
 
