@@ -111,6 +111,12 @@ RDK_INLINE V16 decode_vector(const T* bank, const Places& at, int j) {
   return flip(load16(bank + size_t(at.vector[j]) * kVec), sign_lanes16(at.aux[j]));
 }
 
+// Random lines of the bank: ask for them a block ahead.
+template <class T>
+RDK_INLINE void prefetch(const T* bank, const uint32_t* vector) {
+  RDK_UNROLL for (int j = 0; j < kVec; ++j) __builtin_prefetch(bank + size_t(vector[j]) * kVec);
+}
+
 // Prefixes of rows o0 .. o0+15.
 RDK_INLINE U16 row_prefixes(const Map& map, uint32_t o0) {
   const U16 o = iota16(o0);

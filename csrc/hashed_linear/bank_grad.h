@@ -14,6 +14,7 @@ namespace rdk {
 
 constexpr int64_t kGradOutputs = 192;  // outputs per block, a multiple of kRows
 constexpr int64_t kGradDepth = 256;    // rows of dy and x per block: a strip of x is 16 KiB
+constexpr int64_t kGradStrips = 8;     // of x packed in one sweep: its rows lie pages apart
 constexpr int64_t kGradPartitions = 16;
 constexpr int64_t kPartialBytes = 8 << 20;  // of partial banks beyond the first two
 
@@ -75,18 +76,27 @@ class BankGrad {
   }
 
   void add_outputs(int64_t o0, int64_t outputs, float* total) const {
-    constexpr int64_t kWide = kStrips * kVec;
     float* packed_dy = Scratch::floats(0, kGradOutputs * kGradDepth);
-    float* packed_x = Scratch::floats(1, kWide * kGradDepth);
+    float* packed_x = Scratch::floats(1, kGradStrips * kVec * kGradDepth);
     for (int64_t m0 = 0; m0 < dy_.rows; m0 += kGradDepth) {
       const int64_t depth = std::min(kGradDepth, dy_.rows - m0);
       for (int64_t g = 0; g < outputs; g += kRows) pack_dy(m0, depth, o0 + g, outputs - g, packed_dy + g * depth);
-      for (int64_t i = 0; i < x_.width(); i += kWide) {
-        const int64_t strips = std::min<int64_t>(kStrips, ceil_div(x_.width() - i, kVec));
-        for (int64_t s = 0; s < strips; ++s) {
-          copy_block(x_, m0, depth, i + s * kVec, kVec, packed_x + s * kVec * depth, kVec);
+      for (int64_t i = 0; i < x_.width(); i += kGradStrips * kVec) {
+        const int64_t strips = std::min(kGradStrips, ceil_div(x_.width() - i, kVec));
+        pack_x(m0, depth, i, strips, packed_x);
+        for (int64_t s = 0; s < strips; s += kStrips) {
+          multiply_and_scatter(o0, outputs, i + s * kVec, std::min<int64_t>(kStrips, strips - s), depth, packed_dy,
+                               packed_x + s * kVec * depth, total);
         }
-        multiply_and_scatter(o0, outputs, i, strips, depth, packed_dy, packed_x, total);
+      }
+    }
+  }
+
+  // [strip][depth][16].
+  void pack_x(int64_t m0, int64_t depth, int64_t i, int64_t strips, float* out) const {
+    for (int64_t m = 0; m < depth; ++m) {
+      for (int64_t s = 0; s < strips; ++s) {
+        store16(out + (s * depth + m) * kVec, row_vector(x_, m0 + m, i + s * kVec));
       }
     }
   }
@@ -102,57 +112,77 @@ class BankGrad {
   void multiply_and_scatter(int64_t o0, int64_t outputs, int64_t i0, int64_t strips, int64_t depth,
                             const float* packed_dy, const float* packed_x, float* total) const {
     alignas(64) float tile[kRows * kStrips * kVec];
-    Places at[kStrips][kGradOutputs / kVec];
+    Places granules[kStrips][kGradOutputs / kVec];
+    Elements elements[kStrips][kRows];
     if (!map_.element()) {
       for (int64_t o = 0; o < outputs; o += kVec) {
         const U16 prefix = row_prefixes(map_, uint32_t(o0 + o));
         for (int64_t s = 0; s < strips; ++s) {
-          place_rows(map_, prefix, uint32_t(o0 + o), uint32_t(i0 + s * kVec), &at[s][o / kVec]);
+          place_rows(map_, prefix, uint32_t(o0 + o), uint32_t(i0 + s * kVec), &granules[s][o / kVec]);
         }
       }
     }
     Micro m{nullptr, 0, packed_x, kVec * depth, depth, tile, kStrips * kVec, false};
     for (int64_t g = 0; g < outputs; g += kRows) {
       const int rows = int(std::min<int64_t>(kRows, outputs - g));
+      for (int64_t s = 0; s < strips; ++s) {  // the lines to add to arrive while the product is made
+        for (int64_t o = g; o < g + rows; ++o) {
+          if (map_.element()) {
+            elements[s][o - g].place(map_, uint32_t(o0 + o), uint32_t(i0 + s * kVec), total);
+          } else {
+            __builtin_prefetch(total + size_t(granules[s][o / kVec].vector[o % kVec]) * kVec, 1);
+          }
+        }
+      }
       m.a = packed_dy + g * depth;
       micro_dispatch<true>(rows, int(strips), m);
-      for (int r = 0; r < rows; ++r) {
+      for (int64_t o = g; o < g + rows; ++o) {
         for (int64_t s = 0; s < strips; ++s) {
-          const V16 sums = load16(tile + (r * kStrips + s) * kVec);
-          const int64_t lanes = std::min<int64_t>(kVec, x_.width() - i0 - s * kVec), o = g + r;
+          const V16 sums = load16(tile + ((o - g) * kStrips + s) * kVec);
+          const int lanes = int(std::min<int64_t>(kVec, x_.width() - i0 - s * kVec));
           if (map_.element()) {
-            add_elements(uint32_t(o0 + o), uint32_t(i0 + s * kVec), int(lanes), sums, total);
+            elements[s][o - g].add(sums, lanes, total);
           } else {
-            const Places& place = at[s][o / kVec];
-            add_vector(place.vector[o % kVec], place.aux[o % kVec], int(lanes), sums, total);
+            const Places& at = granules[s][o / kVec];
+            add_vector(at.vector[o % kVec], at.aux[o % kVec], lanes, sums, total);
           }
         }
       }
     }
   }
 
+  // Sixteen weights of one row, a slot each.
+  struct Elements {
+    alignas(64) uint32_t slot[kVec];
+    alignas(64) uint32_t flip[kVec];
+
+    void place(const Map& map, uint32_t o, uint32_t i0, const float* total) {
+      const uint32_t prefix = hash_prefix<uint32_t>(o, map.seed);
+      const U16 column = iota16(i0);
+      RDK_UNROLL for (int i = 0; i < kRegs; ++i) {
+        const U h = hash_finish<U>(column.r[i] * kPrime3 + prefix);
+        store(slot + i * kLanes, mulhi(h, map.slots));
+        store(flip + i * kLanes, h << 31);
+      }
+      RDK_UNROLL for (int i = 0; i < kVec; ++i) __builtin_prefetch(total + slot[i], 1);
+    }
+
+    void add(V16 sums, int lanes, float* total) const {
+      alignas(64) float value[kVec];
+      store16(value, rdk::flip(sums, load16(flip)));
+      if (lanes == kVec) {
+        RDK_UNROLL for (int i = 0; i < kVec; ++i) total[slot[i]] += value[i];
+      } else {
+        for (int i = 0; i < lanes; ++i) total[slot[i]] += value[i];
+      }
+    }
+  };
+
   static void add_vector(uint32_t vector, uint32_t aux, int lanes, V16 sums, float* total) {
     V16 signed_sums = flip(sums, sign_lanes16(aux));
     if (lanes < kVec) signed_sums = keep_first(signed_sums, lanes);
     float* slot = total + size_t(vector) * kVec;
     RDK_UNROLL for (int i = 0; i < kRegs; ++i) store(slot + i * kLanes, load(slot + i * kLanes) + signed_sums.r[i]);
-  }
-
-  void add_elements(uint32_t o, uint32_t i0, int lanes, V16 sums, float* total) const {
-    alignas(64) uint32_t slot[kVec];
-    alignas(64) float value[kVec];
-    const uint32_t prefix = hash_prefix<uint32_t>(o, map_.seed);
-    const U16 column = iota16(i0);
-    RDK_UNROLL for (int i = 0; i < kRegs; ++i) {
-      const U h = hash_finish<U>(column.r[i] * kPrime3 + prefix);
-      store(slot + i * kLanes, mulhi(h, map_.slots));
-      store(value + i * kLanes, floats(bits(sums.r[i]) ^ h << 31));
-    }
-    if (lanes == kVec) {
-      RDK_UNROLL for (int i = 0; i < kVec; ++i) total[slot[i]] += value[i];
-    } else {
-      for (int i = 0; i < lanes; ++i) total[slot[i]] += value[i];
-    }
   }
 
   Map map_;

@@ -123,7 +123,7 @@ struct FewRows {
           const uint32_t r = ((o + j) & map.go_mask()) << map.row_shift();
           place_vectors(map, hash_prefix<uint32_t>((o + j) >> map.go_shift, map.seed), uint32_t(va), vector[j], row, aux[j]);
           RDK_UNROLL for (int i = 0; i < kVec; i += kLanes) store(vector[j] + i, load(vector[j] + i) + (load(row + i) ^ r));
-          for (int t = 0; t < kVec; ++t) __builtin_prefetch(bank + size_t(vector[j][t]) * kVec, 0, 3);
+          prefetch(bank, vector[j]);
         }
         const int n = int(std::min<int64_t>(kVec, v1 - va));
         const float* xv = packed + va * M * kVec;

@@ -25,11 +25,14 @@ struct ForwardPass {
       }
       return;
     }
-    Places at;
+    Places at[kPanelDepth / kVec];
     for (int64_t k = 0; k < depth; k += kVec) {
-      place_rows(map, prefix, o0, i0 + uint32_t(k), &at);
+      place_rows(map, prefix, o0, i0 + uint32_t(k), &at[k / kVec]);
+      prefetch(bank, at[k / kVec].vector);
+    }
+    for (int64_t k = 0; k < depth; k += kVec) {
       V16 block[kVec];
-      RDK_UNROLL for (int j = 0; j < kVec; ++j) block[j] = decode_vector(bank, at, j);
+      RDK_UNROLL for (int j = 0; j < kVec; ++j) block[j] = decode_vector(bank, at[k / kVec], j);
       transpose16(block);
       if (k + kVec <= depth) {
         RDK_UNROLL for (int j = 0; j < kVec; ++j) store16(strip + (k + j) * kVec, block[j]);
@@ -53,13 +56,13 @@ struct InputGradPass {
       }
       return;
     }
-    Places at;
+    Places at[kPanelDepth / kVec];
     for (int64_t k = 0; k < depth; k += kVec) {
       const uint32_t o = o0 + uint32_t(k);
-      place_rows(map, row_prefixes(map, o), o, i0, &at);
-      const int n = int(std::min<int64_t>(kVec, depth - k));
-      for (int j = 0; j < n; ++j) store16(strip + (k + j) * kVec, decode_vector(bank, at, j));
+      place_rows(map, row_prefixes(map, o), o, i0, &at[k / kVec]);
+      prefetch(bank, at[k / kVec].vector);
     }
+    for (int64_t k = 0; k < depth; ++k) store16(strip + k * kVec, decode_vector(bank, at[k / kVec], int(k % kVec)));
   }
 };
 
