@@ -49,7 +49,7 @@ def extensions():
             name for name, found in (("torch", torch), (f"a C++ compiler ({CXX})", compiler)) if not found
         )
         if MODE == "cpu":
-            sys.exit(f"RDK_BUILD=cpu needs {missing}; torch must be installed and the build run with --no-build-isolation")
+            sys.exit(f"RDK_BUILD=cpu needs {missing}; torch must be installed and pip run with --no-build-isolation")
         print(f"rdkernels: pure-Python build, {missing} not visible to it")
         return []
     sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*/cpu*.cpp"))

@@ -43,11 +43,10 @@ def resolve_granule(granule: Granule) -> tuple[int, int]:
     if isinstance(granule, str):
         if granule in GRANULES:
             return GRANULES[granule]
-    elif isinstance(granule, (tuple, list)) and len(granule) == 2:
-        if all(isinstance(g, int) and not isinstance(g, bool) for g in granule):
-            go, gi = granule
-            if (go, gi) == (1, 1) or (_power_of_two(go, MAX_GO) and _power_of_two(gi, MAX_GI) and gi % 16 == 0):
-                return go, gi
+    elif isinstance(granule, (tuple, list)) and [type(g) for g in granule] == [int, int]:
+        go, gi = granule
+        if (go, gi) == (1, 1) or (_power_of_two(go, MAX_GO) and _power_of_two(gi, MAX_GI) and gi % 16 == 0):
+            return go, gi
     raise ValueError(
         f"granule must be one of {list(GRANULES)} or a pair (go, gi) of powers of two with go <= {MAX_GO} "
         f"and gi in 16..{MAX_GI}, got {granule!r}"
@@ -78,8 +77,8 @@ def slot_count(out_features: int, in_features: int, compression: float, granule:
         ValueError: compression is not a finite number > 0, or the bank would have more than 2**31 - 1 slots.
     """
     go, gi = resolve_granule(granule)
-    valid = isinstance(compression, numbers.Real) and not isinstance(compression, bool) and 0 < compression < float("inf")
-    if not valid:
+    number = isinstance(compression, numbers.Real) and not isinstance(compression, bool)
+    if not number or not 0 < compression < float("inf"):
         raise ValueError(f"compression must be a finite number > 0, got {compression!r}")
     slots = max(1, round(out_features * in_features / (compression * go * gi)))
     if slots > MAX_SLOTS:

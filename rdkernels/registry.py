@@ -1,9 +1,9 @@
 """Where an operation meets its backends: `define` a pass, attach `backend`s, `pick` one per call.
 
 An operation (`hashed_linear`) is a family of passes (`hashed_linear_fwd`, `hashed_linear_bwd_x`, ...). Every pass is
-declared once, from one schema string, as a public operator and as its native twin; the compiled libraries only register
-implementations of the twin. The backend is chosen inside the operator, on real tensors, so that `torch.compile` sees one
-opaque operator whatever runs behind it.
+declared once, from one schema string, as a public operator and as its native twin; the compiled libraries only
+register implementations of the twin. The backend is chosen inside the operator, on real tensors, so that
+`torch.compile` sees one opaque operator whatever runs behind it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def attach_native(dtypes: tuple[torch.dtype, ...]) -> None:
 
 
 def pick(name: str, args: tuple) -> Callable[..., Any]:
-    """The implementation of pass `name` that takes this call: the forced backend, else the first of `ORDER` that serves."""
+    """The implementation of pass `name` for this call: the forced backend, else the first of `ORDER` that serves."""
     table = _PASSES[name]
     for candidate in (_forced,) if _forced else ORDER:
         entry = table.get(candidate)

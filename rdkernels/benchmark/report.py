@@ -125,5 +125,5 @@ def plot(result: dict, path: str | os.PathLike) -> None:
     legend = f"above 1 is faster than torch; {most} threads" + (f", dashed {others}" if others else "")
     figure.suptitle(f"{machine_line(result)}\n{legend}", fontsize=9)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def assert_accurate(got: Tensor, exact: Tensor, peer: Tensor, what: str = "result") -> None:
-    """Raise AssertionError unless every element of `got` is as close to the truth as the rule asks.
+    """Raise AssertionError unless every element of `got` is as close to the truth as the rule asks::
 
-        |got - exact| <= 2 * max|peer - exact| + 4 * eps * max|exact|        eps of got's dtype, maxima over all elements
+        |got - exact| <= 2 * max|peer - exact| + 4 * eps * max|exact|    eps of got's dtype, maxima over all elements
 
     A norm over the whole tensor would be blind: 300 zeroed outputs of 4096 x 4096 pass one.
 
@@ -43,9 +43,10 @@ def assert_accurate(got: Tensor, exact: Tensor, peer: Tensor, what: str = "resul
     bound = 2 * peer_error + 4 * torch.finfo(got.dtype).eps * e[finite].abs().max()
     if bool((error > bound).any()):
         where = tuple(int(v) for v in torch.unravel_index(error.argmax(), error.shape))
+        value, true, off = g[where].item(), e[where].item(), error[where].item()
         raise AssertionError(
             f"{what}: {int((error > bound).sum())} of {error.numel()} elements off, worst at {where}: "
-            f"got {g[where].item():.9g}, exact {e[where].item():.9g}, error {error[where].item():.3g} > {bound.item():.3g} "
+            f"got {value:.9g}, exact {true:.9g}, error {off:.3g} > {bound.item():.3g} "
             f"(torch's own largest error {peer_error.item():.3g})"
         )
 

@@ -22,8 +22,8 @@ DTYPES = (*NATIVE_DTYPES, torch.float64)
 define(
     "hashed_linear",
     "fwd",
-    "(Tensor x, Tensor bank, Tensor? bias, SymInt out_features, int go, int gi, int seed, float scale, bool hashed_bias)"
-    " -> Tensor",
+    "(Tensor x, Tensor bank, Tensor? bias, SymInt out_features, int go, int gi, int seed, float scale, "
+    "bool hashed_bias) -> Tensor",
     fake=lambda x, bank, bias, out_features, *_: x.new_empty(x.shape[0], out_features),
 )
 define(
@@ -195,8 +195,9 @@ def _check(
             f"hashed_linear: bank must be 1-D with a whole number (at least one) of slots of {go} x {gi} = {go * gi} "
             f"values for granule {(go, gi)}, got shape {list(bank.shape)}"
         )
-    if bank.shape[0] // (go * gi) > hashing.MAX_SLOTS:
-        raise ValueError(f"hashed_linear: bank must have at most {hashing.MAX_SLOTS} slots, got {bank.shape[0] // (go * gi)}")
+    slots = bank.shape[0] // (go * gi)
+    if slots > hashing.MAX_SLOTS:
+        raise ValueError(f"hashed_linear: bank must have at most {hashing.MAX_SLOTS} slots, got {slots}")
     if bank.device != x.device:
         raise ValueError(f"hashed_linear: bank must be on x's device {x.device}, got {bank.device}")
     if isinstance(out_features, bool) or not isinstance(out_features, int) or out_features < 1:

@@ -46,9 +46,7 @@ def bwd_x(dy: Tensor, bank: Tensor, in_features: int, go: int, gi: int, seed: in
 
 
 @backend("hashed_linear_bwd_bank", "reference")
-def bwd_bank(
-    dy: Tensor, x: Tensor, slots: int, go: int, gi: int, seed: int, scale: float, hashed_bias: bool
-) -> Tensor:
+def bwd_bank(dy: Tensor, x: Tensor, slots: int, go: int, gi: int, seed: int, scale: float, hashed_bias: bool) -> Tensor:
     gw, xw = _wide(dy, _with_ones(x, hashed_bias))
     index, sign = hashing.index_and_sign(gw.shape[1], xw.shape[1], slots, (go, gi), seed, device=x.device)
     signed = (scale * (gw.T @ xw)) * sign
