@@ -50,7 +50,7 @@ $(VENV)/packages: pyproject.toml Makefile
 	if [ -n "$$missing" ]; then echo "make: missing on this machine; install with: apt-get install$$missing"; exit 1; fi; \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "make: Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --upgrade $(EXTRA) 'setuptools>=77' wheel '$(TORCH)'
+	$(PY) -m pip install --upgrade $(EXTRA) 'setuptools>=77' '$(TORCH)'
 	RDK_BUILD=pure $(PY) -m pip install $(EXTRA) --no-build-isolation -e '.[dev]'
 	@touch $@
 

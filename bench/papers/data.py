@@ -67,14 +67,13 @@ def fetch() -> pathlib.Path | None:
 
     No root is needed: apt keeps its lists in a folder of our own where the system's do not know the package.
     """
-    CACHE.mkdir(exist_ok=True)
     own = [f"-oDir::State={CACHE}/apt/state", f"-oDir::Cache={CACHE}/apt/cache", "-oDebug::NoLocking=1"]
-    (CACHE / "apt/state/lists/partial").mkdir(parents=True, exist_ok=True)
-    (CACHE / "apt/cache/archives/partial").mkdir(parents=True, exist_ok=True)
     download = ["apt-get", "-q", "download", PACKAGE]
     why = ""
-    for commands in ([download], [["apt-get", "-q", *own, "update"], [*download[:1], *own, *download[1:]]]):
+    for commands in ([download], [["apt-get", "-q", *own, "update"], ["apt-get", *own, *download[1:]]]):
         try:
+            for folder in ("state/lists/partial", "cache/archives/partial"):
+                (CACHE / "apt" / folder).mkdir(parents=True, exist_ok=True)
             for command in commands:
                 subprocess.run(command, cwd=CACHE, check=True, capture_output=True, text=True, timeout=300)
             archive = max(CACHE.glob(f"{PACKAGE}_*.deb"), key=lambda path: path.stat().st_mtime)
