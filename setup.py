@@ -30,7 +30,17 @@ X86_ISAS = {
 ISAS = X86_ISAS if platform.machine() in ("x86_64", "AMD64") else {"base": []}
 MODE = os.environ.get("RDK_BUILD", "auto")
 CXX = os.environ.get("CXX", "c++")
-FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi", "-fno-math-errno"]
+FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+    "-Wno-maybe-uninitialized",
+    "-fno-math-errno",
+]
 
 
 def torch_root():
