@@ -41,8 +41,8 @@ Tensor fwd(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& bia
            int64_t gi, int64_t seed, double scale, bool hashed_bias) {
   const char* op = "hashed_linear_fwd";
   const Map map = checked_map(op, x, bank.numel(), out_features, go, gi, seed);
-  const Tensor values = torch::stable::contiguous(bank);
-  const std::optional<Tensor> added = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
+  const Tensor values = as_contiguous(bank);
+  const std::optional<Tensor> added = bias ? std::optional(as_contiguous(*bias)) : std::nullopt;
   Tensor y = torch::stable::new_empty(x, {x.size(0), out_features});
   if (y.numel() == 0) return y;
   dispatch_dtype(op, x, [&]<class T>(T) {
@@ -62,7 +62,7 @@ Tensor bwd_x(const Tensor& dy, const Tensor& bank, int64_t in_features, int64_t 
              double scale) {
   const char* op = "hashed_linear_bwd_x";
   const Map map = checked_map(op, dy, bank.numel(), in_features, go, gi, seed);
-  const Tensor values = torch::stable::contiguous(bank);
+  const Tensor values = as_contiguous(bank);
   Tensor dx = torch::stable::new_empty(dy, {dy.size(0), in_features});
   if (dx.numel() == 0) return dx;
   dispatch_dtype(op, dy, [&]<class T>(T) {
