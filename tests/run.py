@@ -75,17 +75,20 @@ def main() -> int:
         counts = run(name, environment, arguments)
         lines.append(f"{name:<28} " + ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped")))
         total += counts
+        interpreted = "TRITON_INTERPRET" in environment and counts["passed"] > 0
     print("\n===== left out =====")
     for key, count in total.items():
         if isinstance(key, tuple):
-            print(f"{count:4} x {key[1]}")
+            elsewhere = " (the interpreter's mode ran it)" if key[1].startswith("triton:") and interpreted else ""
+            print(f"{count:4} x {key[1]}{elsewhere}")
     for tool, how in TOOLS.items():
         if not shutil.which(tool, path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
             print(f"     {tool} is not here: {how}")
     if not torch.cuda.is_available():
         print("     no GPU: Triton kernels ran under the interpreter and were compiled, never timed")
     print("\n===== modes =====", *lines, sep="\n")
-    print(f"\n{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    print(f"\n{total['skipped']} skipped, named above")
+    print(f"{total['passed']} passed, {total['failed']} failed")
     return 1 if total["failed"] or not total["passed"] else 0
 
 
