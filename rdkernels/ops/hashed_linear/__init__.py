@@ -169,7 +169,7 @@ def hashed_linear(
     hashed_bias = isinstance(bias, str)
     tensor_bias = None if isinstance(bias, str) else bias
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, bank = x.to(dtype), bank.to(dtype)
         tensor_bias = tensor_bias if tensor_bias is None else tensor_bias.to(dtype)
