@@ -36,33 +36,29 @@ class Config:
     stages: int
 
 
-def config(name: str, M: int, N: int, K: int, go: int, gi: int, itemsize: int, capability: tuple[int, int]) -> Config:
-    """The blocks of pass `name` ("fwd", "bwd_x", "bwd_bank") of a problem on a device of `capability`.
+def config(name: str, M: int, N: int, K: int, go: int, gi: int, itemsize: int, arch: str) -> Config:
+    """The blocks of pass `name` ("fwd", "bwd_x", "bwd_bank") of a problem on `arch` ("sm_90", "gfx942", ...).
 
-    A pure function: no measurement, nothing kept. `split`, which decides the order of the sums, does not see the device.
+    A pure function: no measurement, nothing kept. `split`, which orders the sums, does not depend on the device.
     """
-    element = (go, gi) == (1, 1)
-    stages = 2 if capability < (8, 0) else 3
+    stages = 3 if arch.startswith("sm_") and int(arch[3:]) >= 80 else 2
     if name == "bwd_bank":
         if owned(go, gi):
             br, bc = min(go, 64), min(gi, 64)
-            blocks = go // br * (gi // bc)
-            return Config(_between(M, 16, 64 if itemsize == 2 else 32), br, bc, _BUSY // blocks, 4, stages)
+            return Config(_between(M, 16, 128 // itemsize), br, bc, _BUSY // (go // br * (gi // bc)), 4, stages)
         return Config(_between(M, 16, 32), 64, 64, 1, 4, stages)
+    forward = name == "fwd"
     if M == 1:
-        bm, bn, bk = 1, (16 if name == "fwd" else 32), (128 if name == "fwd" else 64)
+        bm, free, summed = 1, 16 if forward else 64, 128 if forward else 32
     elif itemsize == 4:
-        bm, bn, bk = _between(M, 16, 64), 64, 32
-        if name == "bwd_x":
-            bn, bk = 32, 64
+        bm, free, summed = _between(M, 16, 64), 64, 32 if forward else 16
     else:
-        bm, bn, bk = _between(M, 16, 128), 64 if M <= 64 or element else 128, 64
-        if name == "bwd_x":
-            bn, bk = 64, bn
-    free, block, along = (N, bn, (K, bk)) if name == "fwd" else (K, bk, (N, bn))
-    programs = _cdiv(free, block) * _cdiv(M, bm)
-    split = max(1, min(_BUSY // programs, _cdiv(*along) // 4, 16))
-    return Config(bm, bn, bk, split, 8 if bm * block > 64 * 128 else 4, stages)
+        bm, free, summed = _between(M, 16, 128), 64 if M <= 64 else 128, 32 if (go, gi) == (1, 1) else 64
+    outer, inner = (N, K) if forward else (K, N)
+    programs = _cdiv(outer, free) * _cdiv(M, bm)
+    split = max(1, min(_BUSY // programs, _cdiv(inner, summed) // 4, 16))
+    bn, bk = (free, summed) if forward else (summed, free)
+    return Config(bm, bn, bk, split, 8 if bm * free >= 128 * 128 else 4, stages)
 
 
 def owned(go: int, gi: int) -> bool:
@@ -102,8 +98,13 @@ def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def _capability(x: Tensor) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
+def _arch(x: Tensor) -> str:
+    if not x.is_cuda:
+        return "sm_90"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(x.device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return f"sm_{major}{minor}"
 
 
 def _on(x: Tensor) -> Any:
@@ -116,6 +117,17 @@ def _int32(seed: int) -> int:
 
 def _rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _aligned(bank: Tensor) -> Tensor:
+    bank = bank.contiguous()
+    return bank.clone() if bank.data_ptr() % 16 else bank  # kernels load whole vectors of it
+
+
+def _padded_transpose(dy: Tensor) -> Tensor:
+    t = dy.new_zeros(dy.shape[1], _cdiv(dy.shape[0], 16) * 16)  # whole vectors along the rows of dy
+    t[:, : dy.shape[0]] = dy.t()
+    return t
 
 
 def _widen(x: Tensor) -> bool:
@@ -138,9 +150,9 @@ def fwd(
     y = x.new_empty(M, N)
     if M == 0:
         return y
-    k, x, bank = _kernels(), _rows(x), bank.contiguous()
+    k, x, bank = _kernels(), _rows(x), _aligned(bank)
     bias = bias.contiguous() if bias is not None else None
-    c = chosen or config("fwd", M, N, K, go, gi, x.element_size(), _capability(x))
+    c = chosen or config("fwd", M, N, K, go, gi, x.element_size(), _arch(x))
     span = max(1, _cdiv(_cdiv(K, c.bk), c.split)) * c.bk
     parts = max(1, _cdiv(K, span))
     out = y if parts == 1 else x.new_empty(parts, M, N, dtype=torch.float32)
@@ -169,8 +181,8 @@ def bwd_x(
     dx = dy.new_empty(M, K)
     if dx.numel() == 0:
         return dx
-    k, dy, bank = _kernels(), _rows(dy), bank.contiguous()
-    c = chosen or config("bwd_x", M, N, K, go, gi, dy.element_size(), _capability(dy))
+    k, dy, bank = _kernels(), _rows(dy), _aligned(bank)
+    c = chosen or config("bwd_x", M, N, K, go, gi, dy.element_size(), _arch(dy))
     span = _cdiv(_cdiv(N, c.bn), c.split) * c.bn
     parts = _cdiv(N, span)
     out = dx if parts == 1 else dy.new_empty(parts, M, K, dtype=torch.float32)
@@ -199,16 +211,16 @@ def bwd_bank(
     """Tiles: each slot's owner multiplies its members and stores once, from a list of 16 bytes a granule.
 
     Finer granules: dV is written panel by panel, at most 2^20 virtual weights (12 to 40 MiB with its sorted keys) or a
-    sixteenth of the layer; each slot's owner then adds its members of the panel to the bank's float32 gradient, in order.
+    sixteenth of the layer; each slot's owner then adds its members in the panel to the bank's float32 gradient.
     """
     (M, N), K = dy.shape, x.shape[1]
     if M == 0 or K + hashed_bias == 0:
         return x.new_zeros(slots * go * gi)
     k, x = _kernels(), _rows(x)
-    c = chosen or config("bwd_bank", M, N, K, go, gi, x.element_size(), _capability(x))
+    c = chosen or config("bwd_bank", M, N, K, go, gi, x.element_size(), _arch(x))
     with _on(x):
         if owned(go, gi):
-            total = _bank_owned(k, c, dy.t().contiguous(), x, slots, go, gi, seed)
+            total = _bank_owned(k, c, _padded_transpose(dy), x, slots, go, gi, seed)
         else:
             total = _bank_panels(k, c, _rows(dy), x, slots, go, gi, seed, hashed_bias)
         out = x.new_empty(slots * go * gi)
@@ -217,7 +229,7 @@ def bwd_bank(
 
 
 def _bank_owned(k: Any, c: Config, dyt: Tensor, x: Tensor, slots: int, go: int, gi: int, seed: int) -> Tensor:
-    (N, M), K = dyt.shape, x.shape[1]
+    N, K = dyt.shape[0], x.shape[1]
     across, down = _cdiv(K, gi), _cdiv(N, go)
     keys = torch.empty(down * across, dtype=torch.int32, device=x.device)
     k.bank_keys[(_cdiv(keys.numel(), 1024),)](keys, keys.numel(), across, slots, _int32(seed), BLOCK=1024)
@@ -225,7 +237,7 @@ def _bank_owned(k: Any, c: Config, dyt: Tensor, x: Tensor, slots: int, go: int, 
     pieces = max(1, min(c.split // slots, _cdiv(keys.numel(), slots), 64))
     part = torch.empty(pieces, slots * go * gi, dtype=torch.float32, device=x.device)
     k.bank_owner[(slots * (go // c.bn) * (gi // c.bk), pieces)](
-        dyt, x, order, first, part, M, N, K, across, x.stride(0), slots, _int32(seed), pieces,
+        dyt, x, order, first, part, x.shape[0], N, K, across, dyt.stride(0), x.stride(0), slots, _int32(seed), pieces,
         GO=go, GI=gi, BM=c.bm, BR=c.bn, BC=c.bk, WIDEN=_widen(x), num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
     return part

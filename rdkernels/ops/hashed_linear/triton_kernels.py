@@ -66,16 +66,26 @@ def place(h, o, vector, slots, GO: tl.constexpr, GI: tl.constexpr):
 @triton.jit
 def decode(bank, o, i0, slots, seed, GO: tl.constexpr, GI: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     """V[o, i0 : i0 + BK] for rows `o` [BN]; entries past the edges of V are some value of the bank."""
-    row = hash_row(o // GO, seed)[:, None]  # [BN, 1]
+    # unsigned, so that a division is a shift
+    row = hash_row(o.to(tl.uint32) // GO, seed)[:, None]  # [BN, 1]
     if GI == 1:
         h = hash_pair(row, i0 + tl.arange(0, BK)[None, :])  # [BN, BK]
         v = flip(tl.load(bank + tl.umulhi(h, slots.to(tl.uint32)).to(tl.int64)), h << 31)  # [BN, BK]
     else:
         # one hash per 16 lanes; the lanes are a third axis, so that a thread loads them as whole vectors
-        vector = (i0 // 16 + tl.arange(0, BK // 16))[None, :]  # [1, BK/16]
+        vector = (i0 // 16 + tl.arange(0, BK // 16))[None, :].to(tl.uint32)  # [1, BK/16]
         at, aux = place(hash_pair(row, vector // (GI // 16)), o[:, None], vector, slots, GO, GI)  # [BN, BK/16]
-        lane = tl.arange(0, 16)[None, None, :]  # [1, 1, 16]
-        v = flip(tl.load(bank + at[:, :, None] + lane), aux[:, :, None] << lane_shift(lane))  # [BN, BK/16, 16]
+        if bank.dtype.element_ty == tl.float32:
+            lane = tl.arange(0, 16)[None, None, :]  # [1, 1, 16]
+            v = flip(tl.load(bank + at[:, :, None] + lane), aux[:, :, None] << lane_shift(lane))  # [BN, BK/16, 16]
+        else:
+            # two 16-bit lanes to a word: their signs stand 16 bits apart in aux
+            pair = tl.arange(0, 8)[None, None, :]  # [1, 1, 8]
+            words = bank.to(tl.pointer_type(tl.uint32), bitcast=True) + (at >> 1)[:, :, None] + pair
+            w = tl.load(words) ^ ((aux[:, :, None] << (15 - pair).to(tl.uint32)) & 0x80008000)  # [BN, BK/16, 8]
+            low = w.to(tl.uint16).to(bank.dtype.element_ty, bitcast=True)
+            high = (w >> 16).to(tl.uint16).to(bank.dtype.element_ty, bitcast=True)
+            v = tl.join(low, high)  # [BN, BK/16, 8, 2]
         v = tl.reshape(v, (BN, BK))  # [BN, BK]
     return v
 
@@ -228,12 +238,13 @@ def bank_keys(keys, granules, across, slots, seed, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUNTIME)
 def bank_owner(
-    dyt, x, order, first, part, M, N, K, across, stride, slots, seed, pieces,
+    dyt, x, order, first, part, M, N, K, across, stride_dy, stride, slots, seed, pieces,
     GO: tl.constexpr, GI: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Tiles: a program owns [BR, BC] of one slot and walks through a fixed piece of the slot's members.
 
-    dyt [N, M]; order: granules sorted by slot; first [slots + 1]; part [pieces, slots * GO * GI].
+    dyt [N, M] in rows of stride_dy, zero past M; order: granules sorted by slot; first [slots + 1];
+    part [pieces, slots * GO * GI].
     """
     pid = tl.program_id(0)
     blocks: tl.constexpr = (GO // BR) * (GI // BC)
@@ -258,7 +269,8 @@ def bank_owner(
         dw = tl.zeros((BR, BC), tl.float32)
         for m0 in range(0, M, BM):
             m = m0 + tl.arange(0, BM)  # [BM]
-            d = tl.load(dyt + o[:, None] * M + m[None, :], mask=(o < N)[:, None] & (m < M)[None, :], other=0.0)
+            near = (o < N)[:, None] & (m < stride_dy)[None, :]
+            d = tl.load(dyt + o[:, None] * stride_dy + m[None, :], mask=near, other=0.0)  # [BR, BM]
             at = m.to(tl.int64)[:, None] * stride + i[None, :]  # [BM, BC]
             dw = _dot(d, tl.load(x + at, mask=(m < M)[:, None] & (i < K)[None, :], other=0.0), dw, WIDEN)
         # NaN or inf of x or dy must not reach the entries of the slot that this member does not use
@@ -277,8 +289,8 @@ def bank_panel(
 ):  # fmt: skip
     """A panel of dV: signed granules in the bank's order, one after another, and the slot of each.
 
-    The panel starts at (o0, i0) and is `rows` rows high and `across` granules wide; dw [granules, GO * GI] float32, keys [granules] int32.
-    Past the edges it is zero.
+    The panel starts at (o0, i0), `rows` rows high and `across` granules wide; dw [granules, GO * GI] float32, zero
+    past the edges; keys [granules] int32.
     """
     n = tl.program_id(0) // wide * BN + tl.arange(0, BN)  # [BN]
     k0 = tl.program_id(0) % wide * BK
