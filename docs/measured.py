@@ -36,7 +36,7 @@ def page(result: dict, name: str) -> str:
     panels = dict.fromkeys(r["panel"] for r in result["results"])
     tables = "\n\n".join(f"**{panel}**\n\n{table(result, panel)}" for panel in panels)
     plot = f"```{{image}} /measured/{name}.png\n:alt: torch time over ours, per number of rows\n```"
-    return f"#### {report.machine_line(result)}\n\n{limits}\n\n{plot}\n\n{tables}\n"
+    return f"### {report.machine_line(result)}\n\n{limits}\n\n{plot}\n\n{tables}\n"
 
 
 def main() -> None:
