@@ -41,14 +41,13 @@ def read_idx(path: pathlib.Path) -> Tensor:
     """
     raw = gzip.decompress(path.read_bytes())
     zero, kind, dims = struct.unpack_from(">HBB", raw) if len(raw) >= 4 else (1, 0, 0)
-    if zero != 0 or kind != 8:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
     header = 4 + 4 * dims
+    if zero != 0 or kind != 8 or len(raw) < header:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
     shape = struct.unpack_from(f">{dims}I", raw, 4)
-    values = torch.frombuffer(bytearray(raw[header:]), dtype=torch.uint8)
-    if values.numel() != torch.Size(shape).numel():
-        raise ValueError(f"{path} holds {values.numel()} values, its header says {list(shape)}")
-    return values.reshape(shape)
+    if len(raw) - header != torch.Size(shape).numel():
+        raise ValueError(f"{path} holds {len(raw) - header} values, its header says {list(shape)}")
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).reshape(shape)
 
 
 def _has_files(folder: pathlib.Path) -> bool:
