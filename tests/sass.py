@@ -20,7 +20,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 MMA = re.compile(r"^(HMMA|HGMMA|UTC\w*MMA|v_mfma)")
-ATOMIC = re.compile(r"^(ATOM|RED(G|S)?(\.|$)|global_atomic|buffer_atomic|flat_atomic|ds_(add|cmpst|max|min|or)_)")
+ATOMIC = re.compile(r"^(ATOMG?(\.|$)|REDG?(\.|$)|global_atomic|buffer_atomic|flat_atomic)")  # of global memory
 _BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
