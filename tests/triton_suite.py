@@ -302,6 +302,16 @@ def test_broken_memory_is_caught(broken, monkeypatch, tmp_path):
         run(what, arguments(CASES[name], torch.float32)[what])
 
 
+@pytest.mark.skipif(DEVICE == "cpu", reason="the interpreter has no compiled variants")
+@pytest.mark.parametrize("name", ["fwd", "bwd_x", "bank_keys", "bank_owner", "bank_panel", "bank_gather"])
+def test_no_layer_compiles_its_own_kernel(name):
+    """Seed, slots, rows and scale neither are constants nor select a variant by their value or their width."""
+    free = {p.name for p in getattr(kernels, name).params if p.do_not_specialize and not p.is_constexpr}
+    takes = {p.name for p in getattr(kernels, name).params}
+    assert takes & {"seed", "slots", "M", "scale"} <= free
+    assert all(-(2**31) <= room._int32(seed) < 2**31 for seed in (0, 2**31 - 1, 2**31, 2**32 - 1))
+
+
 def test_the_mode_is_the_one_asked_for():
     asked = os.environ.get("RDK_TRITON_MODE")
     assert asked in (None, "ttsem" if TTSEM else "interpreter" if DEVICE == "cpu" else "gpu")
