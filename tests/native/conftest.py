@@ -1,5 +1,6 @@
 """The compiled test modules and drivers."""
 
+import functools
 import importlib.util
 import platform
 import subprocess
@@ -31,15 +32,26 @@ def runs() -> Callable[[str], None]:
     return check
 
 
-@pytest.fixture(scope="session", params=make.VARIANTS)
-def probe(request, built, runs) -> ModuleType:
-    """The test module of each variant."""
-    runs(request.param)
-    (file,) = make.BUILD.glob(f"{make.MODULES[request.param]}.*so")
-    spec = importlib.util.spec_from_file_location(make.MODULES[request.param], file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+@pytest.fixture(scope="session")
+def load(built, runs) -> Callable[[str], ModuleType]:
+    """`load(variant)` imports its test module."""
+
+    @functools.cache
+    def module(variant: str) -> ModuleType:
+        runs(variant)
+        (file,) = make.BUILD.glob(f"{make.MODULES[variant]}.*so")
+        spec = importlib.util.spec_from_file_location(make.MODULES[variant], file)
+        made = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(made)
+        return made
+
     return module
+
+
+@pytest.fixture(scope="session", params=make.VARIANTS)
+def probe(request, load) -> ModuleType:
+    """The test module of each variant."""
+    return load(request.param)
 
 
 @pytest.fixture

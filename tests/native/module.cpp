@@ -1,6 +1,7 @@
 // The test module: the C++ map, the vector functions and every kernel on numpy arrays; uint16 stands for bfloat16.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 

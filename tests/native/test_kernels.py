@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-import rdkernels as rd
 from rdkernels import hashing, native
 from rdkernels.ops.hashed_linear import cases, reference
 from rdkernels.testing import assert_accurate
@@ -206,11 +205,10 @@ def test_a_wrong_bit_is_seen(probe) -> None:
 # -- which kernel an op takes ------------------------------------------------------------------------------------------
 
 
-def test_thresholds(probe, need) -> None:
-    """The op changes kernels where the kernels' own limits are."""
-    if not probe.__name__.endswith(native.ISA):
-        pytest.skip(f"the op runs {native.ISA} here")
-    need("native", "native" in rd.backends("hashed_linear"), "not built")
+def test_thresholds(load, need) -> None:
+    """The op changes kernels where the limits of the kernels are."""
+    need("native", native.loaded("cpu"), "not built")
+    probe = load(native.ISA)
     op, path = torch.ops.rdkernels_native, torch.ops.rdkernels_native.hashed_linear_path
     few, many = 1, 2
     for rows in range(1, 20):
