@@ -23,8 +23,8 @@ struct Map {
   bool element() const { return gi_shift == 0; }
   uint32_t go_mask() const { return (1u << go_shift) - 1; }
   uint32_t gi_mask() const { return (1u << gi_shift) - 1; }
-  int row_shift() const { return gi_shift - 4; }               // log2 of the vectors in a granule's row
-  int slot_shift() const { return go_shift + gi_shift - 4; }   // log2 of the vectors in a slot
+  int row_shift() const { return gi_shift - 4; }              // log2 of the vectors in a granule's row
+  int slot_shift() const { return go_shift + gi_shift - 4; }  // log2 of the vectors in a slot
   uint32_t vector_mask() const { return (1u << row_shift()) - 1; }
 };
 

@@ -129,9 +129,7 @@ RDK_INLINE V16 load16(const T* p) {
   RDK_UNROLL for (int i = 0; i < kRegs; ++i) v.r[i] = load(p + i * kLanes);
   return v;
 }
-RDK_INLINE void store16(float* p, V16 v) {
-  RDK_UNROLL for (int i = 0; i < kRegs; ++i) store(p + i * kLanes, v.r[i]);
-}
+RDK_INLINE void store16(float* p, V16 v) { RDK_UNROLL for (int i = 0; i < kRegs; ++i) store(p + i * kLanes, v.r[i]); }
 RDK_INLINE U16 load16(const uint32_t* p) {
   U16 v;
   RDK_UNROLL for (int i = 0; i < kRegs; ++i) v.r[i] = load(p + i * kLanes);

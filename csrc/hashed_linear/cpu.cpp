@@ -18,8 +18,8 @@ View<T> view(const Tensor& t, bool ones = false) {
 Map checked_map(const char* op, const Tensor& matrix, int64_t numel, int64_t columns, int64_t go, int64_t gi,
                 int64_t seed) {
   STD_TORCH_CHECK(matrix.dim() == 2, op, ": x and dy must be 2-D, got ", matrix.dim(), "-D");
-  STD_TORCH_CHECK(go > 0 && gi > 0 && numel > 0 && numel % (go * gi) == 0, op, ": bank must hold whole slots of ", go * gi,
-                  " values, got ", numel);
+  STD_TORCH_CHECK(go > 0 && gi > 0 && numel > 0 && numel % (go * gi) == 0, op, ": bank must hold whole slots of ",
+                  go * gi, " values, got ", numel);
   STD_TORCH_CHECK(numel / kVec < int64_t(1) << 32 && columns < int64_t(1) << 32, op, ": too large: ", numel,
                   " bank values, ", columns, " columns");
   return Map(seed, numel / (go * gi), go, gi);

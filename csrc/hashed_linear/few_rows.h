@@ -9,8 +9,8 @@ namespace rdk {
 constexpr int kAccumulators = kLanes == 16 ? 16 : 8;  // registers for sums; the rest hold V, x and signs
 constexpr int kFewRows = 8;
 constexpr int kFewGradRows = kAccumulators / (2 * kRegs);  // a sum there is a whole 16-lane vector
-constexpr int64_t kOutputBlock = 128;                       // outputs per task; the tallest granule
-constexpr int64_t kInputBytes = 16 << 10;                   // of x that stay in L1 for a block of outputs
+constexpr int64_t kOutputBlock = 128;                      // outputs per task; the tallest granule
+constexpr int64_t kInputBytes = 16 << 10;                  // of x that stay in L1 for a block of outputs
 constexpr int64_t kPrivateCacheBytes = 2 << 20, kSharedCacheBytes = 16 << 20;
 constexpr int64_t kWarmReuse = 4;  // a bank that is read only a few times is not worth a pass of its own
 
@@ -104,13 +104,9 @@ struct FewRows {
   template <int M, int NO, class Step>
   static RDK_INLINE void with_sums(F* sums, const Step& step) {
     F acc[NO][M];
-    RDK_UNROLL for (int j = 0; j < NO; ++j) {
-      RDK_UNROLL for (int m = 0; m < M; ++m) acc[j][m] = sums[j * M + m];
-    }
+    RDK_UNROLL for (int j = 0; j < NO; ++j) { RDK_UNROLL for (int m = 0; m < M; ++m) acc[j][m] = sums[j * M + m]; }
     step(acc);
-    RDK_UNROLL for (int j = 0; j < NO; ++j) {
-      RDK_UNROLL for (int m = 0; m < M; ++m) sums[j * M + m] = acc[j][m];
-    }
+    RDK_UNROLL for (int j = 0; j < NO; ++j) { RDK_UNROLL for (int m = 0; m < M; ++m) sums[j * M + m] = acc[j][m]; }
   }
 
   // NO rows of V, a hash each.
@@ -121,8 +117,10 @@ struct FewRows {
       for (int64_t va = v0; va < v1; va += kVec) {
         for (int j = 0; j < NO; ++j) {
           const uint32_t r = ((o + j) & map.go_mask()) << map.row_shift();
-          place_vectors(map, hash_prefix<uint32_t>((o + j) >> map.go_shift, map.seed), uint32_t(va), vector[j], row, aux[j]);
-          RDK_UNROLL for (int i = 0; i < kVec; i += kLanes) store(vector[j] + i, load(vector[j] + i) + (load(row + i) ^ r));
+          place_vectors(map, hash_prefix<uint32_t>((o + j) >> map.go_shift, map.seed), uint32_t(va), vector[j], row,
+                        aux[j]);
+          RDK_UNROLL for (int i = 0; i < kVec; i += kLanes)
+              store(vector[j] + i, load(vector[j] + i) + (load(row + i) ^ r));
           prefetch(bank, vector[j]);
         }
         const int n = int(std::min<int64_t>(kVec, v1 - va));

@@ -82,7 +82,8 @@ struct ManyRows {
     const int64_t panels = ceil_div(y.cols, kPanelColumns);
     for (int64_t task = first; task < last; ++task) {
       const int64_t m0 = task / panels * kPanelRows, c0 = task % panels * kPanelColumns;
-      const int64_t rows = std::min(kPanelRows, y.rows - m0), strips = ceil_div(std::min(kPanelColumns, y.cols - c0), kVec);
+      const int64_t rows = std::min(kPanelRows, y.rows - m0),
+                    strips = ceil_div(std::min(kPanelColumns, y.cols - c0), kVec);
       for (int64_t k0 = 0; k0 == 0 || k0 < a.width(); k0 += kPanelDepth) {
         const int64_t depth = std::min(kPanelDepth, a.width() - k0);
         for (int64_t s = 0; s < strips; ++s) {

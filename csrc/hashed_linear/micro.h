@@ -18,7 +18,7 @@ constexpr int kRows = 2, kStrips = 1;  // 8 of 16
 
 struct Micro {
   const float* a;
-  int64_t a_row;    // distance of two rows of A; unused when packed
+  int64_t a_row;  // distance of two rows of A; unused when packed
   const float* b;
   int64_t b_strip;  // distance of two strips of B
   int64_t depth;
