@@ -185,9 +185,9 @@ std::vector<Problem> problems() {
   struct Shape {
     int64_t rows, out, in, slots;
   };
-  const Shape shapes[] = {{1, 1, 1, 1},     {1, 37, 131, 3},   {2, 130, 75, 5}, {3, 16, 32, 1},   {4, 67, 61, 7},
-                          {5, 33, 259, 2},  {6, 150, 47, 3},   {7, 45, 17, 11}, {8, 20, 530, 2},  {1, 5, 4200, 9},
-                          {13, 150, 33, 3}, {29, 139, 301, 2}, {9, 400, 40, 1}, {515, 20, 40, 5}, {259, 35, 19, 1}};
+  const Shape shapes[] = {{1, 1, 1, 1},     {1, 37, 131, 3},   {2, 130, 75, 5}, {3, 16, 32, 1},  {4, 67, 61, 7},
+                          {5, 33, 259, 2},  {6, 150, 47, 3},   {7, 45, 17, 11}, {8, 20, 530, 2}, {1, 5, 4200, 9},
+                          {13, 150, 33, 3}, {17, 139, 275, 2}, {9, 392, 20, 1}, {515, 9, 20, 5}, {259, 17, 19, 1}};
   const int64_t granules[][2] = {{1, 1}, {1, 16}, {32, 32}, {2, 16}, {4, 64}, {128, 16}, {16, 128}};
   std::vector<Problem> all;
   for (const auto& [go, gi] : granules) {
@@ -196,7 +196,8 @@ std::vector<Problem> problems() {
       all.push_back({s.rows, s.out, s.in, s.slots, go, gi, 0x9e3779b9u * uint32_t(n), gi == 1 && n % 2 == 0, n % 3});
     }
   }
-  all.push_back({20, 1040, 33, 7, 1, 1, 1u, true, 0});  // sixteen partitions
+  all.push_back({14, 1040, 33, 7, 1, 1, 1u, true, 0});  // sixteen partitions
+  if (!fault.empty()) all.resize(20);                   // found soon or never
   return all;
 }
 

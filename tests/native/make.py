@@ -23,6 +23,7 @@ import sysconfig
 
 import ninja
 import pybind11
+import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -46,6 +47,12 @@ DRIVERS = {name: f"check_{name}" for name in SANITIZED}
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # Half the compile time: checks by call, and none twice (the address sanitizer sees null and the object's end too).
 SANITIZE += ["--param", "asan-instrumentation-with-call-threshold=0", "-fno-sanitize=null,object-size"]
+
+
+def runs_here(variant: str) -> bool:
+    """Whether this CPU has the variant's instructions."""
+    flag = {"avx2": "avx2", "wide": "avx2", "avx512": "avx512_f"}.get(variant)
+    return not ISAS.get("avx2") or flag is None or bool(torch.cpu.get_capabilities().get(flag))
 
 
 def targets() -> dict[str, tuple[str, str, list[str]]]:

@@ -1,4 +1,4 @@
-"""What the compiler made of the AVX-512 source, read from the test module: it need not run here."""
+"""Which variants run here; what the compiler made of AVX-512, read from the test module where it does not."""
 
 import platform
 import re
@@ -21,6 +21,13 @@ def loops(instructions: list[tuple[int, str]]) -> list[list[str]]:
             if not any(set(inner) <= set(body) for inner in found):
                 found.append(body)
     return [[instructions[n][1] for n in body] for body in found]
+
+
+@pytest.mark.parametrize("variant", make.VARIANTS)
+def test_runs_here(variant: str) -> None:
+    """One visible skip per instruction set that nothing here was run on."""
+    if not make.runs_here(variant):
+        pytest.skip(f"this CPU lacks {variant}: compiled and read, not run (`wide` runs the source that AVX-512 gets)")
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="AVX-512 is x86")

@@ -92,6 +92,11 @@ class Problem:
 SIZES = st.integers(1, 330)
 
 
+def enough_slots(granule: hashing.Granule) -> int:
+    """For a hundred bank entries: the rule asks for twice torch's worst error, which few entries leave to luck."""
+    return -(-100 // math.prod(hashing.resolve_granule(granule)))
+
+
 @st.composite
 def problems(draw) -> cases.HashedLinearCase:
     granule = draw(
@@ -99,7 +104,7 @@ def problems(draw) -> cases.HashedLinearCase:
     )
     bias = draw(st.sampled_from([None, "tensor", *(["hashed"] if granule == (1, 1) else [])]))
     rows = draw(st.one_of(st.integers(1, 9), st.integers(10, 60)))
-    slots, seed = draw(st.integers(1, 40)), draw(st.integers(0, 2**32 - 1))
+    slots, seed = enough_slots(granule) + draw(st.integers(0, 40)), draw(st.integers(0, 2**32 - 1))
     return cases.HashedLinearCase("any", rows, draw(SIZES), draw(SIZES), slots, granule, bias, seed, 0.7)
 
 
@@ -123,7 +128,8 @@ def test_any_problem_and_layout(probe, case, dtype, layout) -> None:
 def test_every_number_of_rows(probe, granule) -> None:
     """Each instance of the few-rows kernels and each tail of the micro-kernel's rows."""
     for rows in range(1, 26):
-        problem = Problem(probe, cases.HashedLinearCase("rows", rows, 45, 83, 3, granule, seed=rows), torch.float32)
+        case = cases.HashedLinearCase("rows", rows, 45, 83, enough_slots(granule), granule, seed=rows)
+        problem = Problem(probe, case, torch.float32)
         for kernel in problem.kernels():
             problem.check(kernel)
 
@@ -146,7 +152,9 @@ def test_bits_do_not_depend_on_the_tasks(probe, case, dtype, piece, shuffle) -> 
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("partitions, rows, out", [(1, 5, 40), (2, 5, 300), (4, 40, 300), (16, 300, 1040)])
+@pytest.mark.parametrize(
+    "partitions, rows, out", [(1, 5, 40), (2, 5, 300), (4, 20, 300), (8, 40, 300), (16, 300, 1040)]
+)
 def test_bank_grad_merges_in_any_order(probe, partitions: int, rows: int, out: int, dtype: torch.dtype) -> None:
     """The tree of partial banks: whoever arrives last adds, the bits stay."""
     problem = Problem(probe, cases.HashedLinearCase("merge", rows, out, 33, 9, "element", seed=rows), dtype)
@@ -175,8 +183,8 @@ def test_micro(probe, packed: bool) -> None:
             for depth in (0, 1, 37):
                 a, b = torch.randn(rows, depth), torch.randn(strips, depth, 16)
                 c = torch.randn(rows, 16 * strips)
-                exact = a.double() @ b.double().transpose(0, 1).reshape(depth, -1)
-                peer = a @ b.transpose(0, 1).reshape(depth, -1)
+                right = b.transpose(0, 1).reshape(depth, 16 * strips)
+                exact, peer = a.double() @ right.double(), a @ right
                 for add in (torch.zeros_like(c), c):
                     left = a.T.contiguous() if packed else a
                     got = probe.micro(left.numpy(), b.numpy(), add.clone().numpy(), packed, add is c)
