@@ -149,6 +149,13 @@ RDK_INLINE void place_vectors(const Map& map, uint32_t prefix, uint32_t v0, uint
   }
 }
 
+// The hashes of V[o, i0 .. i0+15] of an element map.
+RDK_INLINE U16 row_hashes(const Map& map, uint32_t o, uint32_t i0) {
+  const uint32_t prefix = hash_prefix<uint32_t>(o, map.seed);
+  const U16 column = iota16(i0);
+  return map16([&](int i) { return hash_finish<U>(column.r[i] * kPrime3 + prefix); });
+}
+
 // The bank's values at sixteen slots of one value, signed by bit 0 of the hash.
 template <class T>
 RDK_INLINE V16 gather_element(const T* bank, const Map& map, U16 h) {

@@ -24,6 +24,7 @@ class Scratch {
     size_t size = 0;
     float* reserve(size_t count) {
       if (count > size) {
+        size = 0;  // should the allocation throw
         data.reset();
         const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
         data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));

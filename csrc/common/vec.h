@@ -69,12 +69,14 @@ RDK_INLINE U widen(const uint16_t* p) { return __builtin_convertvector(*reinterp
 
 RDK_INLINE F load(const BFloat16* p) { return floats(widen(&p->bits) << 16); }
 
-// Half to float with integers and one multiply by 2^112; exponent 31 (inf, NaN) is set apart.
+// Half to float with integers; a subnormal by one subtraction of normal numbers, so that no flush-to-zero mode harms
+// it.
 RDK_INLINE F half_to_float(U h) {
-  const U magnitude = (h & 0x7fffu) << 13;
-  const U special = (U)(magnitude >= 0x0f800000u) & 0x7f800000u;
-  const U scaled = bits(floats(magnitude) * splat(0x1p112f));
-  return floats(scaled | special | (h & 0x8000u) << 16);
+  const U magnitude = (h & 0x7fffu) << 13, rebias = splat(0x38000000u);
+  const U normal = magnitude + rebias + ((U)(magnitude >= 0x0f800000u) & rebias);  // twice for inf and NaN
+  const U subnormal = bits(floats(magnitude + 0x38800000u) - splat(0x1p-14f));
+  const U tiny = (U)(magnitude < 0x00800000u);
+  return floats((tiny & subnormal) | (~tiny & normal) | (h & 0x8000u) << 16);
 }
 
 RDK_INLINE F load(const Half* p) {
@@ -94,7 +96,13 @@ RDK_INLINE float to_float(BFloat16 x) {
   std::memcpy(&f, &wide, 4);
   return f;
 }
-RDK_INLINE float to_float(Half x) { return half_to_float(splat(uint32_t(x.bits)))[0]; }
+RDK_INLINE float to_float(Half x) {
+#if defined(__F16C__)
+  return _cvtsh_ss(x.bits);
+#else
+  return half_to_float(splat(uint32_t(x.bits)))[0];
+#endif
+}
 
 // Round to nearest even; NaN stays a NaN.
 RDK_INLINE void convert(float x, float* p) { *p = x; }
@@ -135,8 +143,9 @@ RDK_INLINE U16 load16(const uint32_t* p) {
   RDK_UNROLL for (int i = 0; i < kRegs; ++i) v.r[i] = load(p + i * kLanes);
   return v;
 }
-RDK_INLINE void store16(uint32_t* p, U16 v) {
-  RDK_UNROLL for (int i = 0; i < kRegs; ++i) store(p + i * kLanes, v.r[i]);
+RDK_INLINE V16 add(V16 a, V16 b) {
+  RDK_UNROLL for (int i = 0; i < kRegs; ++i) a.r[i] += b.r[i];
+  return a;
 }
 template <class Fn>
 RDK_INLINE U16 map16(Fn fn) {
@@ -156,15 +165,6 @@ RDK_INLINE V16 keep_first(V16 v, int n) {
     v.r[i] = floats(bits(v.r[i]) & (U)(load(kIota + i * kLanes) < uint32_t(n)));
   }
   return v;
-}
-
-RDK_INLINE float sum_lanes(F x) {
-  float total[kLanes];
-  store(total, x);
-  for (int width = kLanes / 2; width; width /= 2) {
-    RDK_UNROLL for (int i = 0; i < width; ++i) total[i] += total[i + width];
-  }
-  return total[0];
 }
 
 template <int... I>

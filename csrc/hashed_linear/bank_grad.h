@@ -1,5 +1,5 @@
 // Grad of the bank: dbank[k] = scale * sum over the (o, i) that the map sends to k of sign * sum_m dy[m, o] x[m, i].
-// Blocks of dV are made by the micro-kernel and added to their slots from registers' edge; dV itself is never stored.
+// The micro-kernel makes one small tile of dV at a time, which is added to its slots at once; dV is never stored.
 // Partitions of the outputs have a partial bank each, merged in a fixed tree: the bits depend on the shape alone.
 #pragma once
 
@@ -17,6 +17,9 @@ constexpr int64_t kGradDepth = 256;    // rows of dy and x per block: a strip of
 constexpr int64_t kGradStrips = 8;     // of x packed in one sweep: its rows lie pages apart
 constexpr int64_t kGradPartitions = 16;
 constexpr int64_t kPartialBytes = 8 << 20;  // of partial banks beyond the first two
+// Multiply-adds that a bank value of a partition must stand for: to clear and merge one costs about a hundred. Two
+// partitions are wanted sooner, since they are what a second thread can take.
+constexpr double kPairProducts = 8, kMergeProducts = 4096;
 
 template <class T>
 class BankGrad {
@@ -27,8 +30,8 @@ class BankGrad {
     while (partitions_ < kGradPartitions && dy.cols / (2 * partitions_) >= 2 * kVec) {
       const int64_t next = 2 * partitions_;
       const bool fits = (next - 1) * numel * int64_t(sizeof(float)) <= kPartialBytes;
-      const bool pays = double(dy.rows) * dy.cols * x.width() >= 4096.0 * numel * next;
-      if (next > 2 && !(fits && pays)) break;
+      const double products = double(dy.rows) * dy.cols * x.width() / (double(numel) * next);
+      if (next == 2 ? products < kPairProducts : !(fits && products >= kMergeProducts)) break;
       partitions_ = next;
     }
     arrived_ = std::vector<std::atomic<int>>(partitions_);
@@ -157,12 +160,10 @@ class BankGrad {
     alignas(64) uint32_t flip[kVec];
 
     void place(const Map& map, uint32_t o, uint32_t i0, const float* total) {
-      const uint32_t prefix = hash_prefix<uint32_t>(o, map.seed);
-      const U16 column = iota16(i0);
+      const U16 h = row_hashes(map, o, i0);
       RDK_UNROLL for (int i = 0; i < kRegs; ++i) {
-        const U h = hash_finish<U>(column.r[i] * kPrime3 + prefix);
-        store(slot + i * kLanes, mulhi(h, map.slots));
-        store(flip + i * kLanes, h << 31);
+        store(slot + i * kLanes, mulhi(h.r[i], map.slots));
+        store(flip + i * kLanes, h.r[i] << 31);
       }
       RDK_UNROLL for (int i = 0; i < kVec; ++i) __builtin_prefetch(total + slot[i], 1);
     }

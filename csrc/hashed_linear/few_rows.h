@@ -9,6 +9,7 @@ namespace rdk {
 constexpr int kAccumulators = kLanes == 16 ? 16 : 8;  // registers for sums; the rest hold V, x and signs
 constexpr int kFewRows = 8;
 constexpr int kFewGradRows = kAccumulators / (2 * kRegs);  // a sum there is a whole 16-lane vector
+constexpr int64_t kFoldOutputs = 256;                      // added up in one chain of roundings
 constexpr int64_t kOutputBlock = 128;                      // outputs per task; the tallest granule
 constexpr int64_t kInputBytes = 16 << 10;                  // of x that stay in L1 for a block of outputs
 constexpr int64_t kPrivateCacheBytes = 2 << 20, kSharedCacheBytes = 16 << 20;
@@ -51,7 +52,8 @@ struct FewRows {
   void warm(int64_t first, int64_t last) const {
     const int64_t values = int64_t(map.slots) << (map.go_shift + map.gi_shift);
     int64_t begin = 0, end = values * int64_t(sizeof(T));
-    if (end > kSharedCacheBytes || values * kWarmReuse > y.cols * x.cols) return;
+    const int64_t outputs = end > kPrivateCacheBytes ? y.cols : (last - first) * kOutputBlock;
+    if (end > kSharedCacheBytes || values * kWarmReuse > outputs * x.cols) return;
     if (end > kPrivateCacheBytes) begin = end * first / tasks(), end = end * last / tasks();
     for (int64_t at = begin; at < end; at += 64) __builtin_prefetch(reinterpret_cast<const char*>(bank) + at, 0, 2);
   }
@@ -77,7 +79,7 @@ struct FewRows {
   // Vectors v0 .. v1-1 of the inputs into the sums of `outputs` rows of V.
   template <int M>
   void accumulate(int64_t o0, int64_t outputs, int64_t v0, int64_t v1, const float* packed, F* sums) const {
-    constexpr int NO = kAccumulators / M < 1 ? 1 : std::bit_floor(unsigned(kAccumulators / M));
+    constexpr int NO = std::bit_floor(unsigned(kAccumulators / M));
     constexpr int NP = NO < 4 ? NO : 4;  // rows with a hash each keep their signs in registers too
     const int64_t band = int64_t(1) << map.go_shift;
     if (map.element()) {
@@ -103,10 +105,9 @@ struct FewRows {
 
   template <int M, int NO, class Step>
   static RDK_INLINE void with_sums(F* sums, const Step& step) {
-    F acc[NO][M];
-    RDK_UNROLL for (int j = 0; j < NO; ++j) { RDK_UNROLL for (int m = 0; m < M; ++m) acc[j][m] = sums[j * M + m]; }
+    F acc[NO][M] = {};  // from zero: the chain of roundings is a block's
     step(acc);
-    RDK_UNROLL for (int j = 0; j < NO; ++j) { RDK_UNROLL for (int m = 0; m < M; ++m) sums[j * M + m] = acc[j][m]; }
+    RDK_UNROLL for (int j = 0; j < NO; ++j) { RDK_UNROLL for (int m = 0; m < M; ++m) sums[j * M + m] += acc[j][m]; }
   }
 
   // NO rows of V, a hash each.
@@ -175,8 +176,7 @@ struct FewRows {
     const uint32_t prefix = hash_prefix<uint32_t>(o, map.seed);
     U16 q = iota16(uint32_t(v0) * kVec);
     RDK_UNROLL for (int i = 0; i < kRegs; ++i) q.r[i] = q.r[i] * kPrime3 + prefix;
-    F acc[M];
-    RDK_UNROLL for (int m = 0; m < M; ++m) acc[m] = sums[m];
+    F acc[M] = {};
     for (int64_t v = v0; v < v1; ++v) {
       const V16 w = gather_element(bank, map, map16([&](int i) { return hash_finish<U>(q.r[i]); }));
       RDK_UNROLL for (int i = 0; i < kRegs; ++i) q.r[i] += kVec * kPrime3;
@@ -185,7 +185,7 @@ struct FewRows {
         RDK_UNROLL for (int i = 0; i < kRegs; ++i) acc[m] += xs.r[i] * w.r[i];
       }
     }
-    RDK_UNROLL for (int m = 0; m < M; ++m) sums[m] = acc[m];
+    RDK_UNROLL for (int m = 0; m < M; ++m) sums[m] += acc[m];
   }
 
   // The last, ragged vector: V is cut too, for a bank entry past the edge may be NaN.
@@ -197,15 +197,9 @@ struct FewRows {
       Places at;
       if (!map.element()) place_rows(map, prefix, uint32_t(o0 + o), i0, &at);
       for (int j = 0; j < kVec; ++j) {
-        V16 w;
-        if (map.element()) {
-          const U16 column = iota16(i0);
-          const uint32_t row = hash_prefix<uint32_t>(uint32_t(o0 + o + j), map.seed);
-          w = gather_element(bank, map, map16([&](int i) { return hash_finish<U>(column.r[i] * kPrime3 + row); }));
-        } else {
-          w = decode_vector(bank, at, j);
-        }
-        w = keep_first(w, lanes);
+        const uint32_t row = uint32_t(o0 + o + j);
+        const V16 w = keep_first(
+            map.element() ? gather_element(bank, map, row_hashes(map, row, i0)) : decode_vector(bank, at, j), lanes);
         RDK_UNROLL for (int m = 0; m < M; ++m) {
           const V16 xs = load16(xv + m * kVec);
           RDK_UNROLL for (int i = 0; i < kRegs; ++i) sums[(o + j) * M + m] += xs.r[i] * w.r[i];
@@ -228,7 +222,7 @@ struct FewRows {
           }
           row.r[i] = r[0];
         }
-        if (o0 + o < y.cols) write_vector(y, m, o0 + o, row);
+        write_vector(y, m, o0 + o, row);
       }
     }
   }
@@ -260,27 +254,24 @@ struct FewRowsInputGrad {
 
   template <int M>
   void run_strip(int64_t i0, const float* rows, int64_t stride) const {
-    V16 acc[M] = {};
+    V16 acc[M] = {}, total[M] = {};
     Places at;
     for (int64_t o = 0; o < dy.cols; o += kVec) {
+      if (o % kFoldOutputs == 0) {
+        RDK_UNROLL for (int m = 0; m < M; ++m) total[m] = add(total[m], acc[m]), acc[m] = V16{};
+      }
       const int n = int(std::min<int64_t>(kVec, dy.cols - o));
       if (!map.element()) place_rows(map, row_prefixes(map, uint32_t(o)), uint32_t(o), uint32_t(i0), &at);
       for (int j = 0; j < n; ++j) {
-        V16 w;
-        if (map.element()) {
-          const U16 column = iota16(uint32_t(i0));
-          const uint32_t row = hash_prefix<uint32_t>(uint32_t(o + j), map.seed);
-          w = gather_element(bank, map, map16([&](int i) { return hash_finish<U>(column.r[i] * kPrime3 + row); }));
-        } else {
-          w = decode_vector(bank, at, j);
-        }
+        const V16 w = map.element() ? gather_element(bank, map, row_hashes(map, uint32_t(o + j), uint32_t(i0)))
+                                    : decode_vector(bank, at, j);
         RDK_UNROLL for (int m = 0; m < M; ++m) {
           const F g = splat(rows[m * stride + o + j]);
           RDK_UNROLL for (int i = 0; i < kRegs; ++i) acc[m].r[i] += g * w.r[i];
         }
       }
     }
-    RDK_UNROLL for (int m = 0; m < M; ++m) write_vector(dx, m, i0, acc[m]);
+    RDK_UNROLL for (int m = 0; m < M; ++m) write_vector(dx, m, i0, add(total[m], acc[m]));
   }
 };
 

@@ -9,7 +9,7 @@
 namespace rdk {
 
 constexpr int64_t kPanelColumns = 128;  // with kPanelDepth: 128 KiB, an eighth to a half of L2
-constexpr int64_t kPanelDepth = 256;    // a strip is 16 KiB and stays in L1
+constexpr int64_t kPanelDepth = 256;    // a strip is 16 KiB and stays in L1; also one chain of roundings
 constexpr int64_t kPanelRows = 512;     // rows per decoded panel: 256 KiB of accumulators
 
 // y[m, o] = sum_i x[m, i] V[o, i]: columns are outputs, the depth runs along inputs.
@@ -48,11 +48,8 @@ struct InputGradPass {
   template <class T>
   static void decode_strip(const T* bank, const Map& map, uint32_t i0, uint32_t o0, int64_t depth, float* strip) {
     if (map.element()) {
-      const U16 column = iota16(i0);
       for (int64_t k = 0; k < depth; ++k) {
-        const uint32_t prefix = hash_prefix<uint32_t>(o0 + uint32_t(k), map.seed);
-        const U16 h = map16([&](int i) { return hash_finish<U>(column.r[i] * kPrime3 + prefix); });
-        store16(strip + k * kVec, gather_element(bank, map, h));
+        store16(strip + k * kVec, gather_element(bank, map, row_hashes(map, o0 + uint32_t(k), i0)));
       }
       return;
     }
@@ -73,17 +70,19 @@ struct ManyRows {
   const T* bank;
   Output<T> y;  // [M, columns]
 
-  int64_t tasks() const { return ceil_div(y.rows, kPanelRows) * ceil_div(y.cols, kPanelColumns); }
+  // The batch in even blocks, none above kPanelRows by more than a tile of the micro-kernel.
+  int64_t row_block() const { return round_up(ceil_div(y.rows, ceil_div(y.rows, kPanelRows)), kRows); }
+  int64_t tasks() const { return ceil_div(y.rows, row_block()) * ceil_div(y.cols, kPanelColumns); }
 
   template <class Pass>
   void run(int64_t first, int64_t last) const {
     float* panel = Scratch::floats(0, kPanelColumns * kPanelDepth);
-    float* acc = Scratch::floats(1, std::min(kPanelRows, y.rows) * kPanelColumns);
+    const int64_t block = row_block();
+    float* acc = Scratch::floats(1, block * kPanelColumns);
     const int64_t panels = ceil_div(y.cols, kPanelColumns);
     for (int64_t task = first; task < last; ++task) {
-      const int64_t m0 = task / panels * kPanelRows, c0 = task % panels * kPanelColumns;
-      const int64_t rows = std::min(kPanelRows, y.rows - m0),
-                    strips = ceil_div(std::min(kPanelColumns, y.cols - c0), kVec);
+      const int64_t m0 = task / panels * block, c0 = task % panels * kPanelColumns;
+      const int64_t rows = std::min(block, y.rows - m0), strips = ceil_div(std::min(kPanelColumns, y.cols - c0), kVec);
       for (int64_t k0 = 0; k0 == 0 || k0 < a.width(); k0 += kPanelDepth) {
         const int64_t depth = std::min(kPanelDepth, a.width() - k0);
         for (int64_t s = 0; s < strips; ++s) {

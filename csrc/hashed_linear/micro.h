@@ -29,10 +29,7 @@ struct Micro {
 
 template <int R, int NJ, bool kPacked>
 void micro(const Micro& m) {
-  V16 acc[R][NJ];
-  RDK_UNROLL for (int r = 0; r < R; ++r) {
-    RDK_UNROLL for (int j = 0; j < NJ; ++j) acc[r][j] = m.accumulate ? load16(m.c + r * m.c_row + kVec * j) : V16{};
-  }
+  V16 acc[R][NJ] = {};  // each depth block from zero: the chain of roundings stays short
   const float *a = m.a, *b = m.b;
   const int64_t a_row = kPacked ? 1 : m.a_row, a_step = kPacked ? R : 1, b_strip = m.b_strip;
   const float* const end = b + m.depth * kVec;
@@ -47,7 +44,10 @@ void micro(const Micro& m) {
     }
   }
   RDK_UNROLL for (int r = 0; r < R; ++r) {
-    RDK_UNROLL for (int j = 0; j < NJ; ++j) store16(m.c + r * m.c_row + kVec * j, acc[r][j]);
+    RDK_UNROLL for (int j = 0; j < NJ; ++j) {
+      float* c = m.c + r * m.c_row + kVec * j;
+      store16(c, m.accumulate ? add(load16(c), acc[r][j]) : acc[r][j]);
+    }
   }
 }
 

@@ -40,7 +40,7 @@ def shipped(name: str):
 
 
 ISAS = shipped("X86_ISAS") if platform.machine() in ("x86_64", "AMD64") else {"base": []}
-VARIANTS = {**ISAS, "wide": [*ISAS.get("avx2", []), "-DRDK_LANES=16"]}
+VARIANTS = {**ISAS, "wide": [*ISAS.get("avx2", []), "-DRDK_LANES=16", "-O1"]}
 SANITIZED = [name for name in VARIANTS if name != "avx512"]
 MODULES = {name: f"probe_{name}" for name in VARIANTS}
 DRIVERS = {name: f"check_{name}" for name in SANITIZED}

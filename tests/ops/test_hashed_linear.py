@@ -248,3 +248,27 @@ def test_cases_are_distinct_and_tell_their_cost() -> None:
     case = dataclasses.replace(cases.CORRECTNESS[-1], rows=2, out=3, in_=4, slots=1, granule="element")
     assert case.flops() == 2 * 2 * 3 * 4
     assert case.bytes(4) == 4 * (2 * 4 + 2 * 3 + 1)
+
+
+@pytest.mark.parametrize("granule", ["chunk", "element"])
+@pytest.mark.parametrize("rows", [1, 3, 8, 64])
+def test_coherent_data(granule: str, rows: int) -> None:
+    """Data that lines up with a row or a column of V, as training makes it: signs do not cancel, roundings add up."""
+    depth, width, seed = 4096, 64, 3
+    bank = torch.rand(1024) + 0.5
+    wide = hashing.virtual_weight(bank, width, depth, granule, seed)
+    tall = hashing.virtual_weight(bank, depth, width, granule, seed)
+    x, dy = wide[0].sign() * torch.rand(rows, depth), tall[:, 0].sign() * torch.rand(rows, depth)
+    y = rd.hashed_linear(x, bank, width, granule=granule, seed=seed)
+    assert_accurate(y, x.double() @ wide.double().T, x @ wide.T, "y")
+    at = torch.zeros(rows, width, requires_grad=True)
+    (dx,) = torch.autograd.grad(rd.hashed_linear(at, bank, depth, granule=granule, seed=seed), at, dy)
+    assert_accurate(dx, dy.double() @ tall.double(), dy @ tall, "dx")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0), (0,), (4, 0)])
+def test_no_inputs(shape: tuple[int, ...]) -> None:
+    """No input features: the bias alone, as in torch."""
+    bias = torch.randn(5)
+    y = rd.hashed_linear(torch.empty(shape), torch.randn(16), 5, bias=bias)
+    torch.testing.assert_close(y, bias.expand(*shape[:-1], 5))

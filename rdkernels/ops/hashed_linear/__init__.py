@@ -175,7 +175,7 @@ def hashed_linear(
         tensor_bias = tensor_bias if tensor_bias is None else tensor_bias.to(dtype)
     else:
         _check_same_dtype(x, bank, tensor_bias)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x[None] if x.dim() == 1 else x.flatten(0, -2)
     y = _fwd(rows, bank, tensor_bias, out_features, (go, gi, seed, float(scale)), hashed_bias)
     return y if x.dim() == 2 else y.reshape(*x.shape[:-1], out_features)
 
