@@ -47,6 +47,8 @@ py::array poisoned(std::vector<py::ssize_t> shape) {
   return a;
 }
 
+void to_memory(uint32_t* p, const U16& v) { std::memcpy(p, &v, sizeof v); }
+
 // The map by the vector code of the kernels, its lanes along outputs ("rows") or along inputs ("columns").
 py::tuple index_and_sign(int64_t out, int64_t in, int64_t slots, int64_t go, int64_t gi, int64_t seed,
                          const std::string& lanes) {
@@ -60,13 +62,13 @@ py::tuple index_and_sign(int64_t out, int64_t in, int64_t slots, int64_t go, int
   };
   const auto put_vector = [&](int64_t o, int64_t i, uint32_t vector, uint32_t aux) {
     alignas(64) uint32_t minus[kVec];
-    store16(minus, sign_lanes16(aux));
+    to_memory(minus, sign_lanes16(aux));
     for (int l = 0; l < kVec; ++l) put(o, i + l, int64_t(vector) * kVec + l, minus[l] == kSignBit);
   };
   const auto put_elements = [&](int64_t o, int64_t i, int64_t o_step, int64_t i_step, const U16& h) {
     alignas(64) uint32_t slot[kVec], hash[kVec];
-    store16(hash, h);
-    store16(slot, map16([&](int r) { return mulhi(h.r[r], map.slots); }));
+    to_memory(hash, h);
+    to_memory(slot, map16([&](int r) { return mulhi(h.r[r], map.slots); }));
     for (int l = 0; l < kVec; ++l) put(o + l * o_step, i + l * i_step, slot[l], hash[l] & 1);
   };
   if (lanes == "rows") {

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rdkernels as rd
-from rdkernels import registry
+from rdkernels import hashing, registry
 from rdkernels.ops.hashed_linear import PATHS, cases
 from rdkernels.ops.hashed_linear.cases import HashedLinearCase
 from rdkernels.testing import assert_accurate
