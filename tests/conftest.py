@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import hypothesis
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP: spinning threads stall a busy machine
+
 import torch
 
 import rdkernels as rd
