@@ -155,7 +155,7 @@ def hashed_linear(
 
     Gradients: `dx = scale * dy @ V`; `dbank[k]` is the sum of `scale * sign * (dy.T @ x)[o, i]` over every `(o, i)` the
     map sends to `k`; `dbias = sum_m dy`. All are differentiable again. Deterministic: the same bits from run to run and
-    for any number of threads.
+    for any number of threads (the reference backend: as torch's matmul is).
 
     Raises:
         TypeError, ValueError: before any work, naming the argument, what came and what is allowed.
