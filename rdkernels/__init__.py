@@ -10,7 +10,7 @@ from .ops.hashed_linear import hashed_linear
 from .registry import attach_native, backends, use
 
 native.load()
-attach_native(_room.NATIVE_DTYPES)
+attach_native(_room.KERNEL_DTYPES)
 
 from . import nn  # noqa: E402
 

@@ -13,7 +13,6 @@
 namespace rdk {
 
 constexpr int64_t kGradOutputs = 192;  // outputs per block, a multiple of kRows
-constexpr int64_t kGradDepth = 256;    // rows of dy and x per block: a strip of x is 16 KiB
 constexpr int64_t kGradStrips = 8;     // of x packed in one sweep: its rows lie pages apart
 constexpr int64_t kGradPartitions = 16;
 constexpr int64_t kPartialBytes = 8 << 20;  // of partial banks beyond the first two
@@ -79,10 +78,10 @@ class BankGrad {
   }
 
   void add_outputs(int64_t o0, int64_t outputs, float* total) const {
-    float* packed_dy = Scratch::floats(0, kGradOutputs * kGradDepth);
-    float* packed_x = Scratch::floats(1, kGradStrips * kVec * kGradDepth);
-    for (int64_t m0 = 0; m0 < dy_.rows; m0 += kGradDepth) {
-      const int64_t depth = std::min(kGradDepth, dy_.rows - m0);
+    float* packed_dy = Scratch::floats(0, kGradOutputs * kDepth);
+    float* packed_x = Scratch::floats(1, kGradStrips * kVec * kDepth);
+    for (int64_t m0 = 0; m0 < dy_.rows; m0 += kDepth) {
+      const int64_t depth = std::min(kDepth, dy_.rows - m0);
       for (int64_t g = 0; g < outputs; g += kRows) pack_dy(m0, depth, o0 + g, outputs - g, packed_dy + g * depth);
       for (int64_t i = 0; i < x_.width(); i += kGradStrips * kVec) {
         const int64_t strips = std::min(kGradStrips, ceil_div(x_.width() - i, kVec));

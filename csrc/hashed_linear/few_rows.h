@@ -25,17 +25,11 @@ struct FewRows {
 
   int64_t tasks() const { return ceil_div(y.cols, kOutputBlock); }
 
-  void run(int64_t first, int64_t last) const { dispatch<kFewRows>(first, last); }
-
- private:
-  template <int M>
-  void dispatch(int64_t first, int64_t last) const {
-    if constexpr (M > 1) {
-      if (y.rows < M) return dispatch<M - 1>(first, last);
-    }
-    run_rows<M>(first, last);
+  void run(int64_t first, int64_t last) const {
+    with_rows<kFewRows>(y.rows, [&]<int M>() { run_rows<M>(first, last); });
   }
 
+ private:
   // x as [vector of 16 inputs][M][16] fp32, zero past the edge.
   template <int M>
   const float* pack() const {
@@ -238,14 +232,13 @@ struct FewRowsInputGrad {
 
   int64_t tasks() const { return ceil_div(dx.cols, kVec); }
 
-  void run(int64_t first, int64_t last) const { dispatch<kFewGradRows>(first, last); }
+  void run(int64_t first, int64_t last) const {
+    with_rows<kFewGradRows>(dx.rows, [&]<int M>() { run_rows<M>(first, last); });
+  }
 
  private:
   template <int M>
-  void dispatch(int64_t first, int64_t last) const {
-    if constexpr (M > 1) {
-      if (dx.rows < M) return dispatch<M - 1>(first, last);
-    }
+  void run_rows(int64_t first, int64_t last) const {
     const int64_t stride = round_up(std::max<int64_t>(dy.cols, 1), kVec) + kVec;
     float* rows = Scratch::floats(0, M * stride);
     copy_block(dy, 0, M, 0, dy.cols, rows, stride);

@@ -8,8 +8,7 @@
 
 namespace rdk {
 
-constexpr int64_t kPanelColumns = 128;  // with kPanelDepth: 128 KiB, an eighth to a half of L2
-constexpr int64_t kPanelDepth = 256;    // a strip is 16 KiB and stays in L1; also one chain of roundings
+constexpr int64_t kPanelColumns = 128;  // with kDepth: 128 KiB, an eighth to a half of L2
 constexpr int64_t kPanelRows = 512;     // rows per decoded panel: 256 KiB of accumulators
 
 // y[m, o] = sum_i x[m, i] V[o, i]: columns are outputs, the depth runs along inputs.
@@ -25,7 +24,7 @@ struct ForwardPass {
       }
       return;
     }
-    Places at[kPanelDepth / kVec];
+    Places at[kDepth / kVec];
     for (int64_t k = 0; k < depth; k += kVec) {
       place_rows(map, prefix, o0, i0 + uint32_t(k), &at[k / kVec]);
       prefetch(bank, at[k / kVec].vector);
@@ -53,7 +52,7 @@ struct InputGradPass {
       }
       return;
     }
-    Places at[kPanelDepth / kVec];
+    Places at[kDepth / kVec];
     for (int64_t k = 0; k < depth; k += kVec) {
       const uint32_t o = o0 + uint32_t(k);
       place_rows(map, row_prefixes(map, o), o, i0, &at[k / kVec]);
@@ -76,15 +75,15 @@ struct ManyRows {
 
   template <class Pass>
   void run(int64_t first, int64_t last) const {
-    float* panel = Scratch::floats(0, kPanelColumns * kPanelDepth);
+    float* panel = Scratch::floats(0, kPanelColumns * kDepth);
     const int64_t block = row_block();
     float* acc = Scratch::floats(1, block * kPanelColumns);
     const int64_t panels = ceil_div(y.cols, kPanelColumns);
     for (int64_t task = first; task < last; ++task) {
       const int64_t m0 = task / panels * block, c0 = task % panels * kPanelColumns;
       const int64_t rows = std::min(block, y.rows - m0), strips = ceil_div(std::min(kPanelColumns, y.cols - c0), kVec);
-      for (int64_t k0 = 0; k0 == 0 || k0 < a.width(); k0 += kPanelDepth) {
-        const int64_t depth = std::min(kPanelDepth, a.width() - k0);
+      for (int64_t k0 = 0; k0 == 0 || k0 < a.width(); k0 += kDepth) {
+        const int64_t depth = std::min(kDepth, a.width() - k0);
         for (int64_t s = 0; s < strips; ++s) {
           Pass::decode_strip(bank, map, uint32_t(c0 + s * kVec), uint32_t(k0), depth, panel + s * kVec * depth);
         }
@@ -107,7 +106,7 @@ struct ManyRows {
     if (block) {
       m.a_row = a.row_stride;
     } else {
-      m.a_row = kPanelDepth + kVec;  // off the power of two: the rows of a tile must not share one cache set
+      m.a_row = kDepth + kVec;  // off the power of two: the rows of a tile must not share one cache set
       float* copy = Scratch::floats(2, rows * m.a_row);
       copy_block(a, m0, rows, k0, depth, copy, m.a_row);
       block = copy;

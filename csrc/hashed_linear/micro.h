@@ -16,6 +16,8 @@ constexpr int kRows = 6, kStrips = 1;  // 24 of 32
 constexpr int kRows = 2, kStrips = 1;  // 8 of 16
 #endif
 
+constexpr int64_t kDepth = 256;  // of one product: a strip of B is 16 KiB and stays in L1; also one chain of roundings
+
 struct Micro {
   const float* a;
   int64_t a_row;  // distance of two rows of A; unused when packed

@@ -26,6 +26,15 @@ struct Output {
   const T* bias;  // or null
 };
 
+// fn.operator()<M>() for M = rows, 1 <= rows <= kMost: each number of rows its own code.
+template <int kMost, class Fn>
+RDK_INLINE void with_rows(int64_t rows, const Fn& fn) {
+  if constexpr (kMost > 1) {
+    if (rows < kMost) return with_rows<kMost - 1>(rows, fn);
+  }
+  fn.template operator()<kMost>();
+}
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 

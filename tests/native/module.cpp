@@ -111,10 +111,10 @@ py::array panels(const py::array& bank, int64_t columns, int64_t depth, int64_t 
   return dispatch(bank, [&]<class T>(T) {
     const Map map(seed, slots, go, gi);
     py::array_t<float> v({depth, columns});
-    std::vector<float> strip(kPanelDepth * kVec);
+    std::vector<float> strip(kDepth * kVec);
     for (int64_t c = 0; c < columns; c += kVec) {
-      for (int64_t k0 = 0; k0 < depth; k0 += kPanelDepth) {
-        const int64_t n = std::min(kPanelDepth, depth - k0), cut = std::min<int64_t>(kVec, columns - c);
+      for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+        const int64_t n = std::min(kDepth, depth - k0), cut = std::min<int64_t>(kVec, columns - c);
         Pass::decode_strip(data<T>(bank), map, uint32_t(c), uint32_t(k0), n, strip.data());
         for (int64_t k = 0; k < n; ++k) std::copy_n(&strip[k * kVec], cut, v.mutable_data(k0 + k, c));
       }

@@ -16,8 +16,8 @@ from torch import Tensor
 from ... import hashing
 from ...registry import define, define_native
 
-NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DTYPES = (*NATIVE_DTYPES, torch.float64)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*KERNEL_DTYPES, torch.float64)
 
 define(
     "hashed_linear",

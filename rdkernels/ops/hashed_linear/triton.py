@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from ...registry import backend
+from . import KERNEL_DTYPES
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _AVAILABLE = importlib.util.find_spec("triton") is not None
 _BUSY = 256  # programs that keep a large GPU busy
 _PANEL = 1 << 20  # virtual weights whose gradient stands in memory at once
@@ -81,7 +81,7 @@ def _interpreting() -> bool:
 
 
 def _serves(x: Tensor, *_: Any) -> bool:
-    return x.dtype in DTYPES and (x.is_cuda or (x.device.type == "cpu" and _interpreting()))
+    return x.dtype in KERNEL_DTYPES and (x.is_cuda or (x.device.type == "cpu" and _interpreting()))
 
 
 def _kernels() -> Any:
@@ -96,6 +96,12 @@ def _between(n: int, low: int, high: int) -> int:
 
 def _cdiv(a: int, b: int) -> int:
     return -(-a // b)
+
+
+def _split(length: int, block: int, split: int) -> tuple[int, int]:
+    """How much of the contracted axis one program sums, in whole blocks, and how many parts that makes (at least 1)."""
+    span = max(1, _cdiv(_cdiv(length, block), split)) * block
+    return span, max(1, _cdiv(length, span))
 
 
 def _arch(x: Tensor) -> str:
@@ -153,8 +159,7 @@ def fwd(
     k, x, bank = _kernels(), _rows(x), _aligned(bank)
     bias = bias.contiguous() if bias is not None else None
     c = chosen or config("fwd", M, N, K, go, gi, x.element_size(), _arch(x))
-    span = max(1, _cdiv(_cdiv(K, c.bk), c.split)) * c.bk
-    parts = max(1, _cdiv(K, span))
+    span, parts = _split(K, c.bk, c.split)
     out = y if parts == 1 else x.new_empty(parts, M, N, dtype=torch.float32)
     with _on(x):
         k.fwd[(_cdiv(N, c.bn) * _cdiv(M, c.bm), parts)](
@@ -183,8 +188,7 @@ def bwd_x(
         return dx
     k, dy, bank = _kernels(), _rows(dy), _aligned(bank)
     c = chosen or config("bwd_x", M, N, K, go, gi, dy.element_size(), _arch(dy))
-    span = _cdiv(_cdiv(N, c.bn), c.split) * c.bn
-    parts = _cdiv(N, span)
+    span, parts = _split(N, c.bn, c.split)
     out = dx if parts == 1 else dy.new_empty(parts, M, K, dtype=torch.float32)
     with _on(dy):
         k.bwd_x[(_cdiv(K, c.bk) * _cdiv(M, c.bm), parts)](
