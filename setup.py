@@ -77,6 +77,10 @@ def extensions():
 class Build(build_ext):
     """Compile each extension for its instruction set against torch's stable ABI; no Python.h, no torch import."""
 
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = os.cpu_count()  # the instruction sets side by side; as an option it is lost in editable builds
+
     def build_extension(self, ext):
         torch, out = torch_root(), pathlib.Path(self.get_ext_fullpath(ext.name)).resolve()
         isa = ext.name.rsplit("_", 1)[1]
@@ -105,5 +109,5 @@ native = extensions()
 setup(
     ext_modules=native,
     cmdclass={"build_ext": Build},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}, "build_ext": {"parallel": os.cpu_count()}} if native else {},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if native else {},
 )
