@@ -13,20 +13,17 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE.parent / "bench" / "results"
 OUT = HERE / "measured"
 OP = "hashed_linear"
-HEAD = (
-    "| layer | rows | threads | ours ms | torch ms | ratio | quartiles | goal | GFLOP/s | of limit | backend |\n"
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
-)
 
 
 def table(result: dict, panel: str) -> str:
     """One panel as a Markdown table."""
-    lines = [HEAD]
-    for r in (r for r in result["results"] if r["panel"] == panel):
-        goal = "" if r["goal"] is None else f"{r['goal']:g}"
-        cells = [r["line"], r["at"], r["threads"], f"{1e3 * r['ours']:.3g}", f"{1e3 * r['rival']:.3g}"]
-        cells += [f"**{r['ratio']:.2f}**", f"{r['low']:.2f}-{r['high']:.2f}", goal, f"{r['gflops']:.1f}"]
-        lines.append("| " + " | ".join(map(str, [*cells, f"{100 * r['share']:.0f} %", r["backend"]])) + " |")
+    columns = report.columns(result)
+    rule = ["---" if name in ("layer", "backend") else "---:" for name in columns]
+    lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rule)} |"]
+    for row in (r for r in result["results"] if r["panel"] == panel):
+        cells = {name: text(row) for name, text in columns.items()}
+        cells["ratio"] = f"**{cells['ratio']}**"
+        lines.append(f"| {' | '.join(cells.values())} |")
     return "\n".join(lines)
 
 
@@ -44,6 +41,8 @@ def main() -> None:
     pages = []
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
+        if result.get("fake"):
+            raise SystemExit(f"{path.name} holds {report.FAKE}: it is no result")
         pages.append(page(result, path.stem))
         report.plot(result, OUT / f"{path.stem}.png")
     empty = "No result is committed yet: `python -m rdkernels bench --json bench/results/<machine>.json` makes one.\n"

@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import io
 import json
 import pathlib
 import struct
@@ -9,10 +10,11 @@ import sys
 
 import pytest
 import torch
+from fake_gpu import FakeGpu
 
 from rdkernels import __main__ as cli
 from rdkernels import registry
-from rdkernels.benchmark import interleaved, machine, problems, report, timing
+from rdkernels.benchmark import gpu, interleaved, machine, problems, report, run_gpu, timing
 from rdkernels.ops.hashed_linear.cases import HashedLinearCase
 from rdkernels.testing import Problem
 
@@ -84,7 +86,15 @@ def test_every_problem_of_every_operation_is_named_once():
 
 
 @pytest.mark.parametrize(
-    "argv", (["bench", "--op", "nothing"], ["bench", "--only", "^nothing$"], ["bench", "--threads", "0"])
+    "argv",
+    (
+        ["bench", "--op", "nothing"],
+        ["bench", "--only", "^nothing$"],
+        ["bench", "--threads", "0"],
+        ["bench", "--dtype", "bf16"],
+        ["bench", "--device", "cuda", "--dtype", "bf16,int8"],
+        ["bench", "--device", "cuda", "--threads", "1"],
+    ),
 )
 def test_bad_arguments_end_the_program(argv):
     with pytest.raises(SystemExit) as stop:
@@ -117,13 +127,161 @@ def test_info(capsys):
     assert "cpu_capability" in shown and "hashed_linear" in shown
 
 
-@pytest.fixture
-def data(monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_data", ROOT / "bench" / "papers" / "data.py")
+# -- on a GPU, simulated -----------------------------------------------------------------------------------------------
+
+WORK = 5e-6  # seconds of a kernel shorter than the 10 us its launch takes
+
+
+def two_kernels(on: FakeGpu) -> None:
+    on.kernel(WORK)
+    on.kernel(WORK)
+
+
+def test_behind_a_backlog_the_time_is_the_gpus():
+    on = FakeGpu()
+    timed = gpu.interleaved(on, lambda: two_kernels(on), lambda: on.kernel(4 * WORK), seconds=0.01)
+    assert (timed.ours, timed.rival, timed.ratio) == pytest.approx((2 * WORK, 4 * WORK, 2.0))
+    assert timed.ours_host == pytest.approx(20e-6, rel=0.2) and timed.rival_host == pytest.approx(10e-6, rel=0.2)
+    assert timed.starved == 0 and timed.pairs >= 7
+
+
+def test_without_a_backlog_the_time_is_the_hosts_and_is_seen_as_such():
+    """Negative control: the same calls, the GPU idle before each."""
+    on = FakeGpu()
+    seconds, _, dry = gpu.seconds_of(on, lambda: two_kernels(on), writes=0)
+    assert dry and seconds > 2 * WORK + 9e-6
+    seconds, _, dry = gpu.seconds_of(on, lambda: two_kernels(on), writes=4)
+    assert not dry and seconds == pytest.approx(2 * WORK)
+
+
+def test_a_host_slower_than_the_longest_backlog_is_counted():
+    on = FakeGpu(write=4e-6)
+    slow = gpu.WRITES * on.write * 8
+    timed = gpu.interleaved(on, lambda: on.kernel(WORK, host=slow), lambda: on.kernel(WORK), 0.0, least=3)
+    assert timed.starved == 3 and timed.ours > slow / 2
+
+
+def test_a_backlog_too_short_is_lengthened_and_the_call_taken_again():
+    on = FakeGpu()
+    side = gpu._Side(lambda: on.kernel(WORK, host=300e-6), writes=1)
+    assert gpu._timed(on, side) == pytest.approx(WORK)
+    assert side.writes == 8 and side.starved == 0 and len(side.host) == 1
+
+
+def test_backlog_is_bounded():
+    assert [gpu.backlog(host, 50e-6) for host in (0.0, 50e-6, 1e-3, 9.0)] == [1, 2, 40, gpu.WRITES]
+
+
+def test_every_timed_call_meets_a_cold_cache():
+    on = FakeGpu()
+    timed = gpu.interleaved(on, lambda: on.kernel(WORK, warm=1e-6), lambda: on.kernel(WORK, warm=1e-6), 0.0)
+    assert (timed.ours, timed.rival) == pytest.approx((WORK, WORK))
+    assert gpu.seconds_of(on, lambda: on.kernel(WORK, host=0.0, warm=1e-6), 0)[0] < WORK  # negative control: no flush
+
+
+def test_gpu_calls_alternate_and_the_first_of_a_pair_changes():
+    on = FakeGpu()
+    gpu.interleaved(on, lambda: on.kernel(WORK, name="a"), lambda: on.kernel(WORK, name="b"), 0.0, least=4)
+    assert "".join(on.launches[-8:]) == "abba" * 2
+
+
+def test_gpu_quantiles():
+    on = FakeGpu()
+    times = iter([1e-3] * 6 + [k * 1e-3 for k in (1, 2, 3, 4, 5)])
+    timed = gpu.interleaved(on, lambda: on.kernel(next(times)), lambda: on.kernel(6e-3), 0.0, least=5)
+    assert (timed.ours_low, timed.ours, timed.ours_high) == pytest.approx((2e-3, 3e-3, 4e-3))
+    assert (timed.low, timed.ratio, timed.high) == pytest.approx((1.5, 2.0, 3.0))
+
+
+@pytest.mark.parametrize("kind", gpu.KINDS)
+def test_precision_is_set_for_both_sides_and_put_back(kind, monkeypatch):
+    seen = []
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = kind != "tf32"
+
+    def timed(on, ours, rival, seconds):
+        seen.append(matmul.allow_tf32)
+        return gpu.GpuTiming(*[1.0] * 5, 1, *[1.0] * 6, 0)
+
+    monkeypatch.setattr(gpu, "interleaved", timed)
+    row = gpu.measure(FakeGpu(), problem(), kind, 0.0)
+    after, matmul.allow_tf32 = matmul.allow_tf32, before
+    assert seen == [kind == "tf32"] and after == (kind != "tf32")
+    assert row["dtype"] == kind and row["panel"] == f"panel, {kind}"
+    assert row["bytes"] == timing.moved(problem(), 0, gpu.KINDS[kind].itemsize)
+
+
+def test_precision_refuses_another_name():
+    with pytest.raises(ValueError, match=r"dtype must be one of .*tf32.*, got 'fp64'"), gpu.precision("fp64"):
+        pass
+
+
+def test_problems_of_a_gpu():
+    found = problems(device="cuda")
+    assert {p.at for p in found} == {1, 8, 16, 64, 512, 1024, 2048, 4096, 8192}
+    assert {p.line for p in found} == {f"{g} 1/{c}" for g in ("tile", "chunk", "element") for c in (8, 64)}
+    assert {p.work for p in found} == {"forward", "forward+backward"} and {p.rival for p in found} == {"dense"}
+    assert {p.goal for p in found} == {None} and len({str(p) for p in found}) == len(found) == 9 * 6 * 2
+
+
+def small(rows: int) -> Problem:
+    case = HashedLinearCase.square(64, rows, "chunk", 8)
+    return Problem(case, "forward, 64 x 64", "chunk 1/8", rows)
+
+
+def test_a_gpu_result_is_shown_written_and_plotted(tmp_path):
+    console = pytest.importorskip("rich.console")
+    with registry.use("reference"):
+        result = run_gpu([small(1), small(8)], ("bf16", "tf32"), quick=True, on=FakeGpu(step=1e-3, mark=1e-6))
+    assert {r["backend"] for r in result["results"]} == {"reference"}
+    assert {"gpu", "driver", "cuda", "torch", "commit", "capability", "l2_bytes", "flush_bytes"} <= set(
+        result["machine"]
+    )
+    assert set(result["limits"]) == {"bf16", "tf32"} and all(r["goal"] is None for r in result["results"])
+    assert [r["panel"] for r in result["results"]] == ["forward, 64 x 64, bf16"] * 2 + ["forward, 64 x 64, tf32"] * 2
+    shown = io.StringIO()
+    console.Console(width=200, file=shown).print(report.table(result))
+    text = shown.getvalue()
+    assert "simulated GPU, driver none, CUDA none" in text and "reference" in text and "goal" not in text
+    report.write_json(result, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == result
+    report.plot(result, tmp_path / "r.png")
+    assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_made_up_result_says_so_and_is_no_result(tmp_path, measured, monkeypatch):
+    result = run_gpu([small(1), small(8)], ("bf16",), quick=True, on=FakeGpu(step=1e-3, mark=1e-6))
+    assert not report.machine_line(result).startswith(report.FAKE)
+    result["fake"] = True
+    assert report.machine_line(result).startswith(report.FAKE)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "OUT", tmp_path / "out")
+    report.write_json(result, tmp_path / "r.json")
+    with pytest.raises(SystemExit, match=r"r\.json holds NOT MEASURED"):
+        measured.main()
+    report.write_json({**result, "fake": False}, tmp_path / "r.json")
+    measured.main()
+    page = (tmp_path / "out" / "hashed_linear.md").read_text()
+    assert "### simulated GPU" in page and "| chunk 1/8 | 8 |" in page and "host us" in page
+
+
+def loaded(path: pathlib.Path, monkeypatch):
+    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclass looks itself up
+    monkeypatch.setitem(sys.modules, spec.name, module)  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    return loaded(ROOT / "docs" / "measured.py", monkeypatch)
+
+
+@pytest.fixture
+def data(monkeypatch):
+    return loaded(ROOT / "bench" / "papers" / "data.py", monkeypatch)
 
 
 def test_idx_files_are_read_strictly(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -38,6 +39,17 @@ def commit() -> str | None:
 def cores() -> int:
     """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def driver() -> str:
+    """The version of the GPU's driver, as the kernel module or `nvidia-smi` gives it."""
+    for module in ("nvidia", "amdgpu"):
+        with contextlib.suppress(OSError):
+            return pathlib.Path(f"/sys/module/{module}/version").read_text().strip()
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    return "unknown"
 
 
 def stamp() -> dict[str, object]:

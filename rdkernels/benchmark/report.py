@@ -6,8 +6,11 @@ import importlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+FAKE = "NOT MEASURED, made-up times of a dry run"
 
 
 def optional(module: str) -> ModuleType:
@@ -21,14 +24,25 @@ def optional(module: str) -> ModuleType:
 
 
 def machine_line(result: dict) -> str:
-    """Processor, cores, instruction set, versions, commit and date in one line."""
+    """The GPU with its driver or the processor with its instruction set, versions, commit and date in one line."""
     m = result["machine"]
     made = f"commit {m['commit']}, " if m.get("commit") else ""
-    return f"{m['cpu']}, {m['cores']} cores, {m['cpu_capability']}, torch {m['torch']}, {made}{m['date'][:10]}"
+    fake = f"{FAKE}: " if result.get("fake") else ""
+    if "gpu" in m:
+        where = f"{m['gpu']}, driver {m['driver']}, CUDA {m['cuda']}"
+    else:
+        where = f"{m['cpu']}, {m['cores']} cores, {m['cpu_capability']}"
+    return f"{fake}{where}, torch {m['torch']}, {made}{m['date'][:10]}"
 
 
 def limit_lines(result: dict) -> list[str]:
-    """The measured limits, one line per thread count."""
+    """The measured limits, one line per thread count, or per dtype on a GPU."""
+    if "gpu" in result["machine"]:
+        return [
+            f"{kind}: {limit['flops'] / 1e12:.1f} TFLOP/s (torch matmul), {limit['bytes'] / 1e9:.0f} GB/s (reading "
+            f"memory), {1e6 * limit['floor']:.1f} us between two events with nothing between"
+            for kind, limit in result["limits"].items()
+        ]
     return [
         f"{n} thread{'s' if n != '1' else ''}: {limit['flops'] / 1e9:.0f} GFLOP/s (torch matmul, fp32), "
         f"{limit['bytes'] / 1e9:.1f} GB/s (reading memory)"
@@ -36,13 +50,48 @@ def limit_lines(result: dict) -> list[str]:
     ]
 
 
+Columns = dict[str, Callable[[dict], str]]
+_RATIO: Columns = {
+    "ratio": lambda r: f"{r['ratio']:.2f}",
+    "quartiles": lambda r: f"{r['low']:.2f}-{r['high']:.2f}",
+}
+CPU_COLUMNS: Columns = {
+    "layer": lambda r: r["line"],
+    "rows": lambda r: str(r["at"]),
+    "threads": lambda r: str(r["threads"]),
+    "ours ms": lambda r: f"{1e3 * r['ours']:.3g}",
+    "torch ms": lambda r: f"{1e3 * r['rival']:.3g}",
+    **_RATIO,
+    "goal": lambda r: "" if r["goal"] is None else f"{r['goal']:g}",
+    "GFLOP/s": lambda r: f"{r['gflops']:.1f}",
+    "of limit": lambda r: f"{100 * r['share']:.0f} %",
+    "backend": lambda r: r["backend"],
+}
+GPU_COLUMNS: Columns = {
+    "layer": lambda r: r["line"],
+    "rows": lambda r: str(r["at"]),
+    "ours us": lambda r: f"{1e6 * r['ours']:.1f}",
+    "torch us": lambda r: f"{1e6 * r['rival']:.1f}",
+    **_RATIO,
+    "host us": lambda r: f"{1e6 * r['ours_host']:.0f} / {1e6 * r['rival_host']:.0f}",
+    "starved": lambda r: f"{r['starved']} of {2 * r['pairs']}" if r["starved"] else "",
+    "TFLOP/s": lambda r: f"{r['gflops'] / 1e3:.1f}",
+    "of limit": lambda r: f"{100 * r['share']:.0f} %",
+    "backend": lambda r: r["backend"],
+}
+
+
+def columns(result: dict) -> Columns:
+    """Name and text of every column of a table of this result."""
+    return GPU_COLUMNS if "gpu" in result["machine"] else CPU_COLUMNS
+
+
 def table(result: dict) -> Any:
     """A rich table: times, ratio beside goal, rate and share of the limit, one section per panel."""
     made = optional("rich.table").Table(title=machine_line(result), caption="\n".join(limit_lines(result)))
-    made.add_column("layer")
-    for name in ("rows", "threads", "ours ms", "torch ms", "ratio", "quartiles", "goal", "GFLOP/s", "of limit"):
-        made.add_column(name, justify="right")
-    made.add_column("backend")
+    shown = columns(result)
+    for name in shown:
+        made.add_column(name, justify="left" if name in ("layer", "backend") else "right")
     panel = None
     for row in result["results"]:
         if row["panel"] != panel:
@@ -51,19 +100,8 @@ def table(result: dict) -> Any:
             made.add_row(f"[bold]{panel}[/bold]")
         goal = row["goal"]
         colour = "default" if goal is None else "green" if row["ratio"] >= goal else "red"
-        made.add_row(
-            row["line"],
-            str(row["at"]),
-            str(row["threads"]),
-            f"{1e3 * row['ours']:.3g}",
-            f"{1e3 * row['rival']:.3g}",
-            f"[{colour}]{row['ratio']:.2f}[/{colour}]",
-            f"{row['low']:.2f}-{row['high']:.2f}",
-            "" if goal is None else f"{goal:g}",
-            f"{row['gflops']:.1f}",
-            f"{100 * row['share']:.0f} %",
-            row["backend"],
-        )
+        cells = {name: text(row) for name, text in shown.items()}
+        made.add_row(*{**cells, "ratio": f"[{colour}]{cells['ratio']}[/{colour}]"}.values())
     return made
 
 
@@ -79,7 +117,7 @@ def write_json(result: dict, path: str | os.PathLike) -> None:
 def plot(result: dict, path: str | os.PathLike) -> None:
     """Ratio over rows: one panel per work and size, a line per layer, quartiles as bars, dense torch at 1.
 
-    Several thread counts: full lines for the largest, dashed for the others.
+    Several thread counts: full lines for the largest, dashed for the others. A made-up result says so across the plot.
     """
     matplotlib = optional("matplotlib")
     matplotlib.use("Agg")
@@ -90,14 +128,15 @@ def plot(result: dict, path: str | os.PathLike) -> None:
     if not panels:
         raise SystemExit("nothing to plot: no panel has more than one number of rows")
     lines = list(dict.fromkeys(r["line"] for r in results if r["panel"] in panels))
-    most = max(r["threads"] for r in results)
+    counts_of = sorted({r.get("threads", 0) for r in results})  # a row of a GPU has none: its panel names its dtype
+    most = counts_of[-1]
     columns = min(len(panels), 2)
     down = -(-len(panels) // columns)
     figure, axes = plt.subplots(down, columns, figsize=(5.5 * columns, 3.6 * down), squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=False):
         for number, line in enumerate(lines):
-            for threads in sorted({r["threads"] for r in results}):
-                rows = [r for r in results if (r["panel"], r["line"], r["threads"]) == (panel, line, threads)]
+            for threads in counts_of:
+                rows = [r for r in results if (r["panel"], r["line"], r.get("threads", 0)) == (panel, line, threads)]
                 ratio = [r["ratio"] for r in rows]
                 spread = [[r["ratio"] - r["low"] for r in rows], [r["high"] - r["ratio"] for r in rows]]
                 axis.errorbar(
@@ -121,9 +160,13 @@ def plot(result: dict, path: str | os.PathLike) -> None:
         axis.legend(fontsize=8)
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    others = ", ".join(str(t) for t in sorted({r["threads"] for r in results}) if t != most)
-    legend = f"above 1 is faster than torch; {most} threads" + (f", dashed {others}" if others else "")
+    others = ", ".join(map(str, counts_of[:-1]))
+    legend = "above 1 is faster than torch; "
+    legend += f"{most} threads" if most else "time on the GPU, cold L2 cache"
+    legend += f", dashed {others}" if others else ""
     figure.suptitle(f"{machine_line(result)}\n{legend}", fontsize=9)
+    if result.get("fake"):
+        figure.text(0.5, 0.5, FAKE, fontsize=26, color="red", alpha=0.5, ha="center", va="center", rotation=25)
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from .. import registry
 from ..testing import Problem
-from . import machine, timing
+from . import gpu, machine, timing
 
 QUICK_FLOPS = 2.5e9  # --quick leaves out what is larger
-SECONDS, QUICK_SECONDS = 1.5, 0.1  # per problem and thread count
+SECONDS, GPU_SECONDS, QUICK_SECONDS = 1.5, 0.4, 0.1  # per problem and thread count or dtype
 
 
-def problems(ops: Iterable[str] | None = None, *, quick: bool = False, only: str | None = None) -> list[Problem]:
-    """The problems that the rooms of `ops` (default: of every operation) list in `cases.BENCH`.
+def problems(
+    ops: Iterable[str] | None = None, *, quick: bool = False, only: str | None = None, device: str = "cpu"
+) -> list[Problem]:
+    """The problems that the rooms of `ops` (default: of every operation) list in `cases.BENCH` or `cases.BENCH_GPU`.
 
     Args:
         ops: names of operations.
         quick: only those below 2.5 GFLOP.
         only: a regular expression that a problem's name must match somewhere.
+        device: "cpu" or "cuda".
 
     Raises:
         ValueError: an unknown operation.
@@ -28,7 +32,8 @@ def problems(ops: Iterable[str] | None = None, *, quick: bool = False, only: str
     found: list[Problem] = []
     for op in registry.operations() if ops is None else ops:
         registry.backends(op)  # raises for an unknown one
-        found += importlib.import_module(f"rdkernels.ops.{op}.cases").BENCH
+        cases = importlib.import_module(f"rdkernels.ops.{op}.cases")
+        found += cases.BENCH if device == "cpu" else getattr(cases, "BENCH_GPU", ())
     return [
         p
         for p in found
@@ -52,8 +57,30 @@ def run(
     results = [row for problem in progress(chosen) for row in timing.measure(problem, threads, seconds)]
     for count, again in machine.limits(threads, seconds / 2).items():  # a busy minute must not make a limit small
         limits[count] = {name: max(value, again[name]) for name, value in limits[count].items()}
+    _rate(results, limits, "threads")
+    return {"machine": machine.stamp(), "limits": {str(n): limit for n, limit in limits.items()}, "results": results}
+
+
+def run_gpu(
+    chosen: list[Problem],
+    kinds: tuple[str, ...],
+    *,
+    quick: bool = False,
+    progress: Callable[[list[tuple[str, Problem]]], Iterable[tuple[str, Problem]]] = list,
+    on: gpu.Gpu | None = None,
+) -> dict:
+    """The same on a GPU (default: the current CUDA device), per dtype of `kinds`; every row names its backend."""
+    seconds = QUICK_SECONDS if quick else GPU_SECONDS
+    device = on or gpu.Cuda()
+    limits = gpu.limits(device, kinds, seconds)
+    every = [(kind, problem) for kind in kinds for problem in chosen]
+    results = [gpu.measure(device, problem, kind, seconds) for kind, problem in progress(every)]
+    _rate(results, limits, "dtype")
+    return {"machine": {**device.stamp(), **machine.stamp()}, "limits": limits, "results": results}
+
+
+def _rate(results: list[dict], limits: Mapping[Any, Mapping[str, float]], setting: str) -> None:
     for row in results:
-        limit = limits[row["threads"]]
+        limit = limits[row[setting]]
         row["gflops"] = row["flops"] / row["ours"] / 1e9
         row["share"] = max(row["flops"] / limit["flops"], row["bytes"] / limit["bytes"]) / row["ours"]
-    return {"machine": machine.stamp(), "limits": {str(n): limit for n, limit in limits.items()}, "results": results}

@@ -103,9 +103,9 @@ def interleaved(ours: Call, rival: Call, seconds: float, least: int = 5, most: i
     return summary(pairs)
 
 
-def calls(problem: Problem, dtype: torch.dtype = torch.float32) -> tuple[Call, Call, int]:
+def calls(problem: Problem, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Call, Call, int]:
     """Ours and the rival as calls without arguments, and the number of our weights."""
-    tensors = problem.case.tensors(dtype)
+    tensors = problem.case.tensors(dtype, device)
     layer, rival = problem.case.layer(tensors), getattr(problem.case, problem.rival)(tensors)
     x = tensors["x"]
     with torch.no_grad():
@@ -114,33 +114,41 @@ def calls(problem: Problem, dtype: torch.dtype = torch.float32) -> tuple[Call, C
     return workload(problem.work, layer, x, dy), workload(problem.work, rival, x, dy), count
 
 
+def backend_of(call: Call) -> str:
+    """The backends that one call ran on, joined by "+"."""
+    with registry.trace() as ran:
+        call()
+    return "+".join(sorted({backend for _, backend in ran}))
+
+
+def row(problem: Problem, timing: Timing, setting: dict[str, object], weights: int, itemsize: int = 4) -> dict:
+    """A row of the result: the problem, the setting it ran in, its timing, its FLOPs and bytes."""
+    return {
+        "name": str(problem),
+        "panel": problem.panel,
+        "line": problem.line,
+        "at": problem.at,
+        "work": problem.work,
+        "against": problem.rival,
+        "goal": problem.goal,
+        **setting,
+        **vars(timing),
+        "flops": flops(problem),
+        "bytes": moved(problem, weights, itemsize),
+    }
+
+
 def measure(problem: Problem, threads: tuple[int, ...], seconds: float) -> list[dict]:
     """One row per thread count: the problem, its timing, its floating-point rate, and which backends ran ours."""
     ours, rival, weights = calls(problem)
-    with registry.trace() as ran:
-        ours()
+    backend = backend_of(ours)
     before = torch.get_num_threads()
     rows = []
     try:
         for count in threads:
             torch.set_num_threads(count)
             timing = interleaved(ours, rival, seconds)
-            rows.append(
-                {
-                    "name": str(problem),
-                    "panel": problem.panel,
-                    "line": problem.line,
-                    "at": problem.at,
-                    "work": problem.work,
-                    "against": problem.rival,
-                    "goal": problem.goal,
-                    "threads": count,
-                    "backend": "+".join(sorted({backend for _, backend in ran})),
-                    **vars(timing),
-                    "flops": flops(problem),
-                    "bytes": moved(problem, weights),
-                }
-            )
+            rows.append(row(problem, timing, {"threads": count, "backend": backend}, weights))
     finally:
         torch.set_num_threads(before)
     return rows

@@ -145,3 +145,16 @@ BENCH = (
         for granule in ("tile", "chunk")
     ),
 )
+
+GPU_ROWS = (1, 8, 16, 64, 512, 1024, 2048, 4096, 8192)
+
+#: What the bench times on a GPU, in each dtype it is asked for. No goals: none was ever measured.
+BENCH_GPU = tuple(
+    Problem(
+        _Case.square(4096, rows, granule, compression), f"{work}, 4096 x 4096", f"{granule} 1/{compression}", rows, work
+    )
+    for work in ("forward", "forward+backward")
+    for granule in ("tile", "chunk", "element")
+    for compression in (64, 8)
+    for rows in GPU_ROWS
+)
