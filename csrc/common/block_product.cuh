@@ -1,0 +1,230 @@
+// Products of blocks in shared memory: swizzled tiles, their asynchronous loads, and what four warps make of them.
+#pragma once
+
+#include "common/device.cuh"
+
+namespace rdk::gpu {
+
+constexpr int kWarps = 4, kThreads = 32 * kWarps;
+
+// A matrix whose rows start on 16 bytes; past its edges it reads as zero.
+template <class T>
+struct Rows {
+  const T* data;
+  int rows, cols;
+  int64_t stride;
+};
+
+// How a product is taken: on tensor cores in T, on tensor cores in tf32, or by fp32 multiply-adds.
+enum class Math { tensor, tf32, fma };
+
+RDK_DEVICE int lane_id() { return threadIdx.x % 32; }
+RDK_DEVICE int warp_id() { return threadIdx.x / 32; }
+
+// kRows rows of kCols values in shared memory. Chunks of 16 bytes are permuted within a row, so that eight lanes that
+// read one chunk column, or (kByWord) four rows of eight words, meet different banks.
+template <class T, int kRows_, int kCols_, bool kByWord = false>
+struct Tile {
+  static constexpr int kRows = kRows_, kCols = kCols_, kSize = kRows * kCols;
+  static constexpr int kValues = 16 / sizeof(T), kChunks = kCols / kValues;
+  static_assert(kChunks >= 4 && (kChunks & (kChunks - 1)) == 0);
+
+  RDK_DEVICE static int swizzle(int row) {
+    if constexpr (kByWord) return 2 * (row & 3);
+    return kChunks >= 8 ? row & 7 : row / (8 / kChunks) & (kChunks - 1);
+  }
+  RDK_DEVICE static int chunk(int row, int c) { return row * kCols + (c ^ swizzle(row)) * kValues; }
+  RDK_DEVICE static int value(int row, int col) { return chunk(row, col / kValues) + col % kValues; }
+
+  // Rows row0 .. of `from`, columns col0 .., by asynchronous copies of one group's worth; the caller commits.
+  RDK_DEVICE static void load(T* to, const Rows<T>& from, int row0, int col0) {
+    constexpr int kAtOnce = kThreads / kChunks;
+    static_assert(kThreads % kChunks == 0 && kRows % kAtOnce == 0);
+    const int c = threadIdx.x % kChunks, r = threadIdx.x / kChunks;
+    const int width = (from.cols - col0 - c * kValues) * int(sizeof(T));
+    const int bytes = width < 0 ? 0 : width > 16 ? 16 : width;
+    const T* source = from.data + int64_t(row0 + r) * from.stride + col0 + c * kValues;
+#pragma unroll
+    for (int i = 0; i < kRows; i += kAtOnce) {
+      const int n = row0 + r + i < from.rows ? bytes : 0;
+      cp_async16(to + chunk(r + i, c), n ? source + i * from.stride : from.data, n);
+    }
+  }
+};
+
+// Four 8 x 16-byte matrices of a tile as mma.sync wants its A operand: rows r .. r+15 at depth k (kByWord: transposed,
+// 32-bit values).
+template <class Tile, bool kTransposed, class T>
+RDK_DEVICE void load_a(uint32_t (&a)[4], const T* tile, int r, int k) {
+  const int lane = lane_id();
+  if constexpr (!kTransposed) {
+    ldmatrix_x4(a, tile + Tile::chunk(r + lane % 16, k / Tile::kValues + lane / 16));
+  } else if constexpr (sizeof(T) == 2) {
+    ldmatrix_x4_trans(a, tile + Tile::chunk(k + lane % 8 + lane / 16 * 8, r / Tile::kValues + lane / 8 % 2));
+  } else {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      a[q] = __float_as_uint(tile[Tile::value(k + lane % 4 + q / 2 * 4, r + lane / 4 + q % 2 * 8)]);
+    }
+  }
+}
+
+// Two B operands: columns c .. c+7 in b[0], b[1] and c+8 .. c+15 in b[2], b[3].
+template <class Tile, bool kTransposed, class T>
+RDK_DEVICE void load_b(uint32_t (&b)[4], const T* tile, int c, int k) {
+  const int lane = lane_id();
+  if constexpr (!kTransposed) {
+    ldmatrix_x4(b, tile + Tile::chunk(c + lane % 8 + lane / 16 * 8, k / Tile::kValues + lane / 8 % 2));
+  } else if constexpr (sizeof(T) == 2) {
+    ldmatrix_x4_trans(b, tile + Tile::chunk(k + lane % 16, c / Tile::kValues + lane / 16));
+  } else {
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      b[q] = __float_as_uint(tile[Tile::value(k + lane % 4 + q % 2 * 4, c + lane / 4 + q / 2 * 8)]);
+    }
+  }
+}
+
+// One warp's kM x kN part of a block product, in fp32 registers. A is [rows][depth] (kTransA: [depth][rows]), B is
+// [columns][depth] (kTransB: [depth][columns]).
+template <class T, Math kMath, int kM, int kN, class TileA, bool kTransA, class TileB, bool kTransB>
+struct WarpProduct {
+  static constexpr int kStep = 32 / sizeof(T);  // depth of one step
+  static constexpr int kTilesM = kM / 16, kTilesN = kN / 8;
+  float acc[kTilesM][kTilesN][4] = {};
+
+  RDK_DEVICE void step(const T* a, const T* b, int row, int col, int k) {
+    uint32_t af[kTilesM][4], bf[kTilesN / 2][4];
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) load_a<TileA, kTransA>(af[i], a, row + 16 * i, k);
+#pragma unroll
+    for (int j = 0; j < kTilesN / 2; ++j) load_b<TileB, kTransB>(bf[j], b, col + 16 * j, k);
+    if constexpr (kMath == Math::tf32) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+#pragma unroll
+        for (int i = 0; i < kTilesM; ++i) af[i][q] = to_tf32(__uint_as_float(af[i][q]));
+#pragma unroll
+        for (int j = 0; j < kTilesN / 2; ++j) bf[j][q] = to_tf32(__uint_as_float(bf[j][q]));
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+        const uint32_t pair[2] = {bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]};
+        mma<T>(acc[i][j], af[i], pair);
+      }
+    }
+  }
+
+  // fn(row, column, value) for every entry of this lane, counted from the warp's corner.
+  template <class Fn>
+  RDK_DEVICE void each(const Fn& fn) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kTilesN; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) fn(16 * i + g + e / 2 * 8, 8 * j + 2 * t + e % 2, acc[i][j][e]);
+      }
+    }
+  }
+};
+
+// The same by fp32 multiply-adds: a lane owns kM/8 rows and kN/4 columns.
+template <int kM, int kN, class TileA, bool kTransA, class TileB, bool kTransB>
+struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
+  static constexpr int kStep = 4, kRows = kM / 8, kCols = kN / 4;
+  static_assert(kRows % 4 == 0 && kCols % 4 == 0);
+  float acc[kRows][kCols] = {};
+
+  // Neighbouring entries of a lane stand where one 16-byte read reaches four of them.
+  RDK_DEVICE static int row_of(int i) {
+    return kTransA ? lane_id() / 4 * 4 + i / 4 * 32 + i % 4 : lane_id() / 4 + 8 * i;
+  }
+  RDK_DEVICE static int col_of(int j) {
+    return kTransB ? lane_id() % 4 * 4 + j / 4 * 16 + j % 4 : lane_id() % 4 + 4 * j;
+  }
+
+  RDK_DEVICE void step(const float* a, const float* b, int row, int col, int k) {
+    float av[kRows][4], bv[kCols][4];
+#pragma unroll
+    for (int n = 0; n < kRows; ++n) {
+      if constexpr (kTransA) {  // the n-th read: depth n % 4, four rows
+        read4(a + TileA::value(k + n % 4, row + row_of(n / 4 * 4)), av[n / 4 * 4][n % 4], av[n / 4 * 4 + 1][n % 4],
+              av[n / 4 * 4 + 2][n % 4], av[n / 4 * 4 + 3][n % 4]);
+      } else {
+        read4(a + TileA::value(row + row_of(n), k), av[n][0], av[n][1], av[n][2], av[n][3]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kCols; ++n) {
+      if constexpr (kTransB) {
+        read4(b + TileB::value(k + n % 4, col + col_of(n / 4 * 4)), bv[n / 4 * 4][n % 4], bv[n / 4 * 4 + 1][n % 4],
+              bv[n / 4 * 4 + 2][n % 4], bv[n / 4 * 4 + 3][n % 4]);
+      } else {
+        read4(b + TileB::value(col + col_of(n), k), bv[n][0], bv[n][1], bv[n][2], bv[n][3]);
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+        for (int j = 0; j < kCols; ++j) acc[i][j] = fmaf(av[i][q], bv[j][q], acc[i][j]);
+      }
+    }
+  }
+
+  template <class Fn>
+  RDK_DEVICE void each(const Fn& fn) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < kCols; ++j) fn(row_of(i), col_of(j), acc[i][j]);
+    }
+  }
+
+ private:
+  RDK_DEVICE static void read4(const float* p, float& a, float& b, float& c, float& d) {
+    const float4 v = *reinterpret_cast<const float4*>(p);
+    a = v.x, b = v.y, c = v.z, d = v.w;
+  }
+};
+
+// A block's sums, through shared memory, as fn(row, column, four values of consecutive columns).
+template <int kRows, int kCols, class Product, class Fn>
+RDK_DEVICE void drain(Product& product, float* staged, int warp_row, int warp_col, const Fn& fn) {
+  constexpr int kStride = kCols + 8;  // eight: two rows of a warp's pairs meet different banks
+  product.each([&](int r, int c, float v) { staged[(warp_row + r) * kStride + warp_col + c] = v; });
+  __syncthreads();
+#pragma unroll 4
+  for (int n = threadIdx.x; n < kRows * kCols / 4; n += kThreads) {
+    const int r = n / (kCols / 4), c = n % (kCols / 4) * 4;
+    fn(r, c, *reinterpret_cast<const float4*>(staged + r * kStride + c));
+  }
+}
+
+template <int kRows, int kCols>
+constexpr int drain_bytes() {
+  return kRows * (kCols + 8) * int(sizeof(float));
+}
+
+RDK_DEVICE float to_float(float x) { return x; }
+RDK_DEVICE float to_float(Half x) { return __half2float(x); }
+RDK_DEVICE float to_float(BFloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+RDK_DEVICE T from_float(float x) {
+  if constexpr (sizeof(T) == 4) {
+    return x;
+  } else if constexpr (std::is_same_v<T, Half>) {
+    return __float2half_rn(x);
+  } else {
+    return __float2bfloat16_rn(x);
+  }
+}
+
+}  // namespace rdk::gpu
