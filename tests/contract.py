@@ -64,7 +64,7 @@ def lanes(op: str) -> list[Lane]:
 def over(
     which: str = "cases", kinds: Sequence[str] = tuple(DTYPES), backends: Sequence[str] = registry.ORDER
 ) -> Callable:
-    """Run the test for each lane of these dtypes and backends and each of the "cases", the "smoke" ones, or "one"."""
+    """Run the test for each lane of these dtypes and backends: on the "cases", the "smoke" ones, or "one" a device."""
 
     def mark(test: Callable) -> Callable:
         test.over = which, kinds, backends
@@ -103,8 +103,16 @@ def evaluate(run: Callable[[Tensors], Tensor], tensors: Tensors, grad: Tensor, *
     return {name: t.detach() for name, t in result.items()}
 
 
+def move(t: Tensor, device: str) -> Tensor:
+    """`t` on `device` with its strides, its offset and what stands between its elements: `Tensor.to` packs a view."""
+    if t.device.type == device:
+        return t
+    whole = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
+    return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
+
+
 def on(lane: Lane, tensors: Tensors) -> Tensors:
-    return {name: t if t.device.type == lane.device else t.to(lane.device) for name, t in tensors.items()}
+    return {name: move(t, lane.device) for name, t in tensors.items()}
 
 
 @contextlib.contextmanager
@@ -123,7 +131,7 @@ def check(op: str, lane: Lane, case: Case, tensors: Tensors, grad: Tensor, *, se
         exact = evaluate(case.run, wide, grad.double().contiguous(), second=second)
         peer = evaluate(case.run, dense, grad.contiguous(), second=second)
     with running(lane, op):
-        got = evaluate(case.run, on(lane, tensors), grad.to(lane.device), second=second)
+        got = evaluate(case.run, on(lane, tensors), move(grad, lane.device), second=second)
     assert got.keys() == exact.keys()
     for name, t in got.items():
         assert_accurate(t, exact[name], peer[name], f"{lane} {case.name}: {name}")
@@ -196,12 +204,20 @@ class Contract:
             for case in cases
             if not lane.slow or case.flops() <= (INTERPRETER_FLOPS if every else SLOW_FLOPS * (case.name in self.smoke))
         ]
-        metafunc.parametrize("lane,case", runs[:1] if which == "one" else runs)
+        if which == "one":
+            runs = list({run.values[0].device: run for run in reversed(runs)}.values())
+        metafunc.parametrize("lane,case", runs)
 
     @pytest.mark.parametrize("backend", [b for b in registry.ORDER if b != "reference"])
     def test_backend_is_here(self, backend: str, need) -> None:
         present = any(lane.backend == backend for lane in lanes(self.op))
         need(backend, present, f"does not serve {self.op} on {DEVICES}: {rd.build_info()}")
+
+    @pytest.mark.parametrize("backend", [b for b in registry.ORDER if b != "reference"])
+    def test_backend_is_here_on_cuda(self, backend: str, need) -> None:
+        kinds = {lane.kind for lane in lanes(self.op) if lane.backend == backend and lane.device == "cuda"}
+        why = f"serves {sorted(kinds) or 'nothing'}: {rd.build_info()}" if "cuda" in DEVICES else "no GPU"
+        need(f"{backend}-cuda", {"fp32", "bf16", "fp16"} <= kinds, why)
 
     @over()
     def test_accuracy(self, lane: Lane, case: Case) -> None:

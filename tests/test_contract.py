@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contract import Contract, Lane
+from contract import LAYOUTS, Contract, Lane, move
 from torch.autograd.gradcheck import GradcheckError
 
 from rdkernels import registry
@@ -215,6 +215,18 @@ def test_autocast_that_is_not_seen(suite, install, monkeypatch) -> None:
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     with pytest.raises((AssertionError, RuntimeError)):
         suite.test_autocast(LANE, CASE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_move_keeps_the_layout(layout) -> None:
+    """On a GPU too a kernel gets the strides and the offset under test; `Tensor.to` would pack them."""
+    t = LAYOUTS[layout](torch.randn(6, 5))
+    moved = move(t, "meta")
+    assert (moved.device.type, moved.shape, moved.stride()) == ("meta", t.shape, t.stride())
+    assert moved.storage_offset() == t.storage_offset()
+    assert moved.untyped_storage().nbytes() == t.untyped_storage().nbytes()
+    if layout == "sliced":  # negative control
+        assert t.to("meta").stride() != t.stride()
 
 
 REQUIRE = """
