@@ -1,11 +1,15 @@
-"""Static evidence of compiled Triton kernels, without a GPU: registers, spills, shared memory, instructions."""
+"""The Triton kernels of the hashed linear layer, compiled for their targets as the room launches them.
+
+python -m bench.static.room --write       rewrite tests/budget.json: a rise is a diff to defend
+"""
 
 from __future__ import annotations
 
-import collections
+import importlib.metadata
+import json
 import pathlib
 import re
-import subprocess
+import sys
 import tempfile
 from typing import Any
 
@@ -13,20 +17,71 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from . import cubin
+
+BUDGET = pathlib.Path(__file__).parents[2] / "tests" / "budget.json"
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-MMA = re.compile(r"^(HMMA|HGMMA|UTC\w*MMA|v_mfma)")
-ATOMIC = re.compile(r"^(ATOMG?(\.|$)|REDG?(\.|$)|global_atomic|buffer_atomic|flat_atomic)")  # of global memory
-_BIN = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+SIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+GRANULES = {"element": (1, 1), "chunk": (1, 16), "tile": (32, 32)}
+
+PROBLEMS = [  # pass, granule, dtype, rows: at 4096 x 4096
+    *((name, granule, "bf16", 512) for name in ("fwd", "bwd_x", "bwd_bank") for granule in GRANULES),
+    *((name, "chunk", "fp32", 512) for name in ("fwd", "bwd_x", "bwd_bank")),
+    ("bwd_bank", "tile", "fp32", 512),
+    ("fwd", "chunk", "fp16", 8),
+    *(("fwd", granule, "fp32", 1) for granule in GRANULES),
+    ("bwd_x", "tile", "bf16", 1),
+]
+NAMES = ["-".join(map(str, problem)) for problem in PROBLEMS] + ["gather-element", "gather-chunk", "keys", "combine"]
 
 
-def inspect(
-    kernel: Any, types: dict[str, str], constants: dict[str, Any], target: str, warps: int, stages: int
-) -> dict[str, Any]:
+def launch(name: str, target: str) -> tuple:
+    """A problem's kernel, the types of its arguments, its constants and its blocks, as the room launches it."""
+    from rdkernels.ops.hashed_linear import triton as room
+    from rdkernels.ops.hashed_linear import triton_kernels as k
+
+    plain = room.Config(0, 0, 0, 1, 4, 3)
+    if name == "keys":
+        return k.bank_keys, types_of("keys:*i32 granules:i32 across:I32 slots:i32 seed:i32"), {"BLOCK": 1024}, plain
+    if name == "combine":
+        types = types_of("part:*fp32 bias:*bf16 out:*bf16 total:i32 N:I32 parts:i32 scale:fp32")
+        return k.combine, types, {"BIAS": True, "BLOCK": 1024}, plain
+    if name.startswith("gather"):
+        size, bj = (1, 4) if name == "gather-element" else (16, 4)
+        types = types_of("dw:*fp32 order:*i64 first:*i32 total:*fp32 slots:i32")
+        return k.bank_gather, types, {"SIZE": size, "BS": 256 // size, "BJ": bj, "BE": size}, plain
+    what, granule, dtype, rows = name.split("-")
+    go, gi = GRANULES[granule]
+    c = room.config(what, int(rows), 4096, 4096, go, gi, SIZES[dtype], target)
+    constants = {"GO": go, "GI": gi, "BM": c.bm, "BN": c.bn, "BK": c.bk, "WIDEN": False}
+    p, partial = f"*{dtype}", c.split > 1
+    out = "*fp32" if partial else p
+    if what == "fwd":
+        types = f"x:{p} bank:{p} bias:{p} y:{out} M:i32 N:I32 K:I32 span:I32 stride:I32 slots:i32 seed:i32 scale:fp32"
+        return k.fwd, types_of(types), {**constants, "BIAS": True, "HASHED_BIAS": False, "PARTIAL": partial}, c
+    if what == "bwd_x":
+        types = f"dy:{p} bank:{p} dx:{out} M:i32 N:I32 K:I32 span:I32 stride:I32 slots:i32 seed:i32 scale:fp32"
+        return k.bwd_x, types_of(types), {**constants, "PARTIAL": partial}, c
+    if room.owned(go, gi):
+        types = f"dyt:{p} x:{p} order:*i64 first:*i32 part:*fp32 M:i32 N:I32 K:I32 across:I32 stride_dy:I32 stride:I32"
+        constants = {"GO": go, "GI": gi, "BM": c.bm, "BR": c.bn, "BC": c.bk, "WIDEN": False}
+        return k.bank_owner, types_of(types + " slots:i32 seed:i32 pieces:i32"), constants, c
+    types = (
+        f"dy:{p} x:{p} dw:*fp32 keys:*i32 o0:I32 i0:I32 rows:I32 across:I32 wide:I32 M:i32 N:I32 K:I32 stride_dy:I32"
+    )
+    return k.bank_panel, types_of(types + " stride_x:I32 slots:i32 seed:i32"), {**constants, "HASHED_BIAS": False}, c
+
+
+def types_of(text: str) -> dict[str, str]:
+    return dict(pair.split(":") for pair in text.split())
+
+
+def build(kernel: Any, types: dict[str, str], constants: dict[str, Any], target: str, warps: int, stages: int) -> Any:
     """Compile `kernel` for `target`; every pointer and every int named in upper case "I32" is a multiple of 16."""
     aligned = {n: t for n, t in types.items() if t.startswith("*") or t == "I32"}
     source = ASTSource(
@@ -35,29 +90,39 @@ def inspect(
         constexprs=constants,
         attrs={(kernel.arg_names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    amd = target.startswith("gfx")
-    options = {"num_warps": warps, "num_stages": min(stages, 2) if amd else stages}
-    built = triton.compile(source, target=TARGETS[target], options=options)
-    found = _amd(built.asm["amdgcn"]) if amd else _nvidia(built.asm["cubin"])
-    return {**found, "shared": built.metadata.shared}
+    stages = min(stages, 2) if target.startswith("gfx") else stages
+    return triton.compile(source, target=TARGETS[target], options={"num_warps": warps, "num_stages": stages})
 
 
-def _nvidia(cubin: bytes) -> dict[str, Any]:
+def code(built: Any) -> cubin.Kernel:
+    """The compiled kernel of an NVIDIA target."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(built.asm["cubin"])
         file.flush()
-        usage = _run("cuobjdump", "-res-usage", file.name)
-        text = _run("nvdisasm", "-c", file.name)
-    ops = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", text, re.M)
+        (kernel,) = cubin.read(file.name)
+    return kernel
+
+
+def inspect(*what: Any) -> dict[str, Any]:
+    """Registers, spills, shared memory and instructions of what `build` compiles."""
+    built = build(*what)
+    shared = {"shared": built.metadata.shared}
+    if "amdgcn" in built.asm:
+        return {**_amd(built.asm["amdgcn"]), **shared}
+    kernel = code(built)
     return {
-        "registers": int(re.search(r"REG:(\d+)", usage)[1]),
-        "spills": sum(op.startswith(("LDL", "STL")) for op in ops),
-        **_count(ops),
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+        "instructions": sum(i.op != "NOP" for i in kernel.code),
+        "mma": sum(i.pipe == "tensor" for i in kernel.code),
+        "atomics": kernel.atomics,
+        **shared,
     }
 
 
 def _amd(text: str) -> dict[str, Any]:
-    ops = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", text, re.M)
+    found = re.findall(r"^\s+([a-z]+_[a-z0-9_]+)", text, re.M)
+    ops = [op for op in found if op.split("_")[0] in ("v", "s", "ds", "global", "buffer", "flat", "scratch")]
 
     def number(key: str) -> int:
         return int(re.search(rf"\.{key}:\s+(\d+)", text)[1])
@@ -65,19 +130,25 @@ def _amd(text: str) -> dict[str, Any]:
     return {
         "registers": number("vgpr_count"),
         "spills": number("vgpr_spill_count"),
-        **_count([op for op in ops if op.split("_")[0] in ("v", "s", "ds", "global", "buffer", "flat", "scratch")]),
+        "instructions": len(ops),
+        "mma": sum(op.startswith("v_mfma") for op in ops),
+        "atomics": sum(op.startswith(("global_atomic", "buffer_atomic", "flat_atomic")) for op in ops),
     }
 
 
-def _count(ops: list[str]) -> dict[str, Any]:
-    return {
-        "instructions": sum(op != "NOP" for op in ops),
-        "mma": sum(bool(MMA.match(op)) for op in ops),
-        "atomics": sum(bool(ATOMIC.match(op)) for op in ops),
-        "opcodes": dict(collections.Counter(ops)),
-    }
+def measure() -> dict[str, Any]:
+    """`{kernel: {target: numbers}}` of every problem, compiled in this process."""
+    table: dict[str, dict] = {}
+    for name in NAMES:
+        for target in TARGETS:
+            kernel, types, constants, c = launch(name, target)
+            table.setdefault(name, {})[target] = inspect(kernel, types, constants, target, c.warps, c.stages)
+    return {"triton": importlib.metadata.version("triton"), "kernels": table}
 
 
-def _run(tool: str, *arguments: str) -> str:
-    done = subprocess.run([str(_BIN / tool), *arguments], capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+if __name__ == "__main__":
+    text = json.dumps(measure(), indent=1)
+    if "--write" in sys.argv:
+        BUDGET.write_text(text + "\n")
+    else:
+        print(text)
