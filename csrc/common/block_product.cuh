@@ -7,12 +7,11 @@ namespace rdk::gpu {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
 
-// A matrix whose rows start on 16 bytes; past its edges it reads as zero.
+// A matrix of at least one row and column; its rows start on 16 bytes.
 template <class T>
 struct Rows {
   const T* data;
-  int rows, cols;
-  int64_t stride;
+  int rows, cols, stride;
 };
 
 // How a product is taken: on tensor cores in T, on tensor cores in tf32, or by fp32 multiply-adds.
@@ -36,84 +35,68 @@ struct Tile {
   RDK_DEVICE static int chunk(int row, int c) { return row * kCols + (c ^ swizzle(row)) * kValues; }
   RDK_DEVICE static int value(int row, int col) { return chunk(row, col / kValues) + col % kValues; }
 
-  // Rows row0 .. of `from`, columns col0 .., by asynchronous copies of one group's worth; the caller commits.
+  // Rows row0 .., columns col0 .. of `from` by asynchronous copies, which the caller commits. Columns past the last are
+  // zero, but kWhole: there are none. Rows past the last are where they are summed over (kZeroRows), else they are some
+  // row, for nothing that is made of them is kept.
+  template <bool kZeroRows, bool kWhole = false>
   RDK_DEVICE static void load(T* to, const Rows<T>& from, int row0, int col0) {
     constexpr int kAtOnce = kThreads / kChunks;
     static_assert(kThreads % kChunks == 0 && kRows % kAtOnce == 0);
     const int c = threadIdx.x % kChunks, r = threadIdx.x / kChunks;
-    const int width = (from.cols - col0 - c * kValues) * int(sizeof(T));
-    const int bytes = width < 0 ? 0 : width > 16 ? 16 : width;
-    const T* source = from.data + int64_t(row0 + r) * from.stride + col0 + c * kValues;
+    int bytes = 16;
+    if constexpr (!kWhole) bytes = min(max((from.cols - col0 - c * kValues) * int(sizeof(T)), 0), 16);
+    const char* const source = reinterpret_cast<const char*>(from.data + (kWhole || bytes ? col0 + c * kValues : 0));
+    const int stride = from.stride * int(sizeof(T));
 #pragma unroll
     for (int i = 0; i < kRows; i += kAtOnce) {
-      const int n = row0 + r + i < from.rows ? bytes : 0;
-      cp_async16(to + chunk(r + i, c), n ? source + i * from.stride : from.data, n);
+      const int row = row0 + r + i, inside = min(row, from.rows - 1);
+      cp_async16(to + chunk(r + i, c), source + int64_t(inside) * stride, kZeroRows && row != inside ? 0 : bytes);
     }
   }
 };
 
-// Four 8 x 16-byte matrices of a tile as mma.sync wants its A operand: rows r .. r+15 at depth k (kByWord: transposed,
-// 32-bit values).
-template <class Tile, bool kTransposed, class T>
-RDK_DEVICE void load_a(uint32_t (&a)[4], const T* tile, int r, int k) {
-  const int lane = lane_id();
-  if constexpr (!kTransposed) {
-    ldmatrix_x4(a, tile + Tile::chunk(r + lane % 16, k / Tile::kValues + lane / 16));
-  } else if constexpr (sizeof(T) == 2) {
-    ldmatrix_x4_trans(a, tile + Tile::chunk(k + lane % 8 + lane / 16 * 8, r / Tile::kValues + lane / 8 % 2));
-  } else {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      a[q] = __float_as_uint(tile[Tile::value(k + lane % 4 + q / 2 * 4, r + lane / 4 + q % 2 * 8)]);
-    }
-  }
-}
-
-// Two B operands: columns c .. c+7 in b[0], b[1] and c+8 .. c+15 in b[2], b[3].
-template <class Tile, bool kTransposed, class T>
-RDK_DEVICE void load_b(uint32_t (&b)[4], const T* tile, int c, int k) {
-  const int lane = lane_id();
-  if constexpr (!kTransposed) {
-    ldmatrix_x4(b, tile + Tile::chunk(c + lane % 8 + lane / 16 * 8, k / Tile::kValues + lane / 8 % 2));
-  } else if constexpr (sizeof(T) == 2) {
-    ldmatrix_x4_trans(b, tile + Tile::chunk(k + lane % 16, c / Tile::kValues + lane / 16));
-  } else {
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      b[q] = __float_as_uint(tile[Tile::value(k + lane % 4 + q % 2 * 4, c + lane / 4 + q / 2 * 8)]);
-    }
-  }
-}
-
-// One warp's kM x kN part of a block product, in fp32 registers. A is [rows][depth] (kTransA: [depth][rows]), B is
-// [columns][depth] (kTransB: [depth][columns]).
+// One warp's kM x kN part of a block product, in fp32 registers: rows from `row`, columns from `col`, multiples of kM
+// and kN. A is [rows][depth] (kTransA: [depth][rows]), B is [columns][depth] (kTransB: [depth][columns]).
+//
+// A lane's place in a tile is worked out once: another depth or 16 further rows are an xor (no bit of them meets the
+// swizzle's rows) or whole rows away.
 template <class T, Math kMath, int kM, int kN, class TileA, bool kTransA, class TileB, bool kTransB>
 struct WarpProduct {
   static constexpr int kStep = 32 / sizeof(T);  // depth of one step
   static constexpr int kTilesM = kM / 16, kTilesN = kN / 8;
   float acc[kTilesM][kTilesN][4] = {};
 
-  RDK_DEVICE void step(const T* a, const T* b, int row, int col, int k) {
-    uint32_t af[kTilesM][4], bf[kTilesN / 2][4];
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) load_a<TileA, kTransA>(af[i], a, row + 16 * i, k);
-#pragma unroll
-    for (int j = 0; j < kTilesN / 2; ++j) load_b<TileB, kTransB>(bf[j], b, col + 16 * j, k);
-    if constexpr (kMath == Math::tf32) {
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-#pragma unroll
-        for (int i = 0; i < kTilesM; ++i) af[i][q] = to_tf32(__uint_as_float(af[i][q]));
-#pragma unroll
-        for (int j = 0; j < kTilesN / 2; ++j) bf[j][q] = to_tf32(__uint_as_float(bf[j][q]));
-      }
+  RDK_DEVICE WarpProduct(int row, int col) {
+    const int lane = lane_id(), g = lane / 4, t = lane % 4;
+    if constexpr (!kTransA) {
+      at_a = TileA::chunk(row + lane % 16, lane / 16);
+    } else if constexpr (sizeof(T) == 2) {
+      at_a = TileA::chunk(lane % 8 + lane / 16 * 8, row / TileA::kValues ^ lane / 8 % 2);
+    } else {
+      at_a = TileA::value(t, row + g);
     }
+    if constexpr (!kTransB) {
+      at_b = TileB::chunk(col + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+    } else if constexpr (sizeof(T) == 2) {
+      at_b = TileB::chunk(lane % 16, col / TileB::kValues ^ lane / 16);
+    } else {
+      at_b = TileB::value(t, col + g);
+    }
+  }
+
+  RDK_DEVICE void step(const T* a, const T* b, int k) {
+    uint32_t af[kTilesM][4];
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
+    for (int i = 0; i < kTilesM; ++i) load_a(af[i], a, i, k);
 #pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-        const uint32_t pair[2] = {bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]};
-        mma<T>(acc[i][j], af[i], pair);
+    for (int j = 0; j < kTilesN; j += 2) {
+      uint32_t bf[4];
+      load_b(bf, b, j / 2, k);
+      const uint32_t left[2] = {bf[0], bf[1]}, right[2] = {bf[2], bf[3]};
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+        mma<T>(acc[i][j], af[i], left);
+        mma<T>(acc[i][j + 1], af[i], right);
       }
     }
   }
@@ -131,6 +114,46 @@ struct WarpProduct {
       }
     }
   }
+
+ private:
+  int at_a, at_b;
+
+  // Rows 16 i .. of A as mma.sync wants them.
+  RDK_DEVICE void load_a(uint32_t (&words)[4], const T* a, int i, int k) const {
+    if constexpr (!kTransA) {
+      ldmatrix_x4(words, a + (at_a ^ k) + 16 * i * TileA::kCols);
+    } else if constexpr (sizeof(T) == 2) {
+      ldmatrix_x4_trans(words, a + (at_a ^ 16 * i) + k * TileA::kCols);
+    } else {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        words[q] = __float_as_uint(a[(at_a ^ 16 * i ^ q % 2 * 8) + (k + q / 2 * 4) * TileA::kCols]);
+      }
+    }
+    round_tf32(words);
+  }
+
+  // Columns 16 j .. of B: two operands.
+  RDK_DEVICE void load_b(uint32_t (&words)[4], const T* b, int j, int k) const {
+    if constexpr (!kTransB) {
+      ldmatrix_x4(words, b + (at_b ^ k) + 16 * j * TileB::kCols);
+    } else if constexpr (sizeof(T) == 2) {
+      ldmatrix_x4_trans(words, b + (at_b ^ 16 * j) + k * TileB::kCols);
+    } else {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        words[q] = __float_as_uint(b[(at_b ^ 16 * j ^ q / 2 * 8) + (k + q % 2 * 4) * TileB::kCols]);
+      }
+    }
+    round_tf32(words);
+  }
+
+  RDK_DEVICE static void round_tf32(uint32_t (&words)[4]) {
+    if constexpr (kMath == Math::tf32) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) words[q] = to_tf32(__uint_as_float(words[q]));
+    }
+  }
 };
 
 // The same by fp32 multiply-adds: a lane owns kM/8 rows and kN/4 columns.
@@ -139,6 +162,9 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
   static constexpr int kStep = 4, kRows = kM / 8, kCols = kN / 4;
   static_assert(kRows % 4 == 0 && kCols % 4 == 0);
   float acc[kRows][kCols] = {};
+  const int row, col;
+
+  RDK_DEVICE WarpProduct(int row, int col) : row(row), col(col) {}
 
   // Neighbouring entries of a lane stand where one 16-byte read reaches four of them.
   RDK_DEVICE static int row_of(int i) {
@@ -148,7 +174,7 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
     return kTransB ? lane_id() % 4 * 4 + j / 4 * 16 + j % 4 : lane_id() % 4 + 4 * j;
   }
 
-  RDK_DEVICE void step(const float* a, const float* b, int row, int col, int k) {
+  RDK_DEVICE void step(const float* a, const float* b, int k) {
     float av[kRows][4], bv[kCols][4];
 #pragma unroll
     for (int n = 0; n < kRows; ++n) {

@@ -63,14 +63,14 @@ __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Valu
   const auto stage = [&](int step) { return ring + step % Block::kStages * (Y::kSize + X::kSize); };
   const auto load = [&](int step) {
     if (step < steps) {
-      Y::load(stage(step), dy, step * Block::kK, o0 + row0);
-      X::load(stage(step) + Y::kSize, x, step * Block::kK, i0 + col0);
+      Y::template load<true>(stage(step), dy, step * Block::kK, o0 + row0);
+      X::template load<true>(stage(step) + Y::kSize, x, step * Block::kK, i0 + col0);
     }
     cp_async_commit();
   };
 
-  typename Block::Product product;
   const int warp_row = warp_id() / 2 * (Block::kM / 2), warp_col = warp_id() % 2 * (Block::kN / 2);
+  typename Block::Product product(warp_row, warp_col);
   for (int step = 0; step < Block::kStages - 1; ++step) load(step);
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<Block::kStages - 2>();
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Valu
     load(step + Block::kStages - 1);
 #pragma unroll
     for (int k = 0; k < Block::kK; k += Block::Product::kStep) {
-      product.step(stage(step), stage(step) + Y::kSize, warp_row, warp_col, k);
+      product.step(stage(step), stage(step) + Y::kSize, k);
     }
   }
   cp_async_wait<0>();
@@ -183,8 +183,8 @@ __global__ void __launch_bounds__(kThreads)
       const Member to = member(low + int(n / steps));
       const int m = int(n % steps) * Block::kK;
       T* const stage = ring + n % kStages * 2 * Side::kSize;
-      Side::load(stage, dy, m, to.o);
-      Side::load(stage + Side::kSize, x, m, to.i);
+      Side::template load<true>(stage, dy, m, to.o);
+      Side::template load<true>(stage + Side::kSize, x, m, to.i);
     }
     cp_async_commit();
   };
@@ -194,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int n = 0; n < kStages - 1; ++n) load(n);
   int64_t n = 0;
   for (int at = low; at < high; ++at) {
-    typename Block::Product product;
+    typename Block::Product product(0, 0);
     for (int step = 0; step < steps; ++step, ++n) {
       cp_async_wait<kStages - 2>();
       __syncthreads();
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
       const T* stage = ring + n % kStages * 2 * Side::kSize;
 #pragma unroll
       for (int k = 0; k < Block::kK / kWarps; k += Block::Product::kStep) {
-        product.step(stage, stage + Side::kSize, 0, 0, warp_id() * (Block::kK / kWarps) + k);
+        product.step(stage, stage + Side::kSize, warp_id() * (Block::kK / kWarps) + k);
       }
     }
     const Member to = member(at);

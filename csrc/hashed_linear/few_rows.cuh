@@ -25,7 +25,7 @@ struct FewRowsArgs {
 template <class T>
 RDK_DEVICE void row_vector(uint32_t (&words)[kWords<T>], const Rows<T>& x, int row, int v) {
   const int left = row < x.rows ? x.cols - 16 * v : 0;
-  const T* from = x.data + row * x.stride + 16 * v;
+  const T* from = x.data + int64_t(row) * x.stride + 16 * v;
   if (left >= 16) {
 #pragma unroll
     for (int n = 0; n < kWords<T> / 4; ++n) {
@@ -49,7 +49,7 @@ RDK_DEVICE void row_vector(uint32_t (&words)[kWords<T>], const Rows<T>& x, int r
 // Columns c .. c+3 (c a multiple of four) of a row of 16-bit values as two pairs, zero past its end.
 template <class T>
 RDK_DEVICE void row_quad(uint32_t& low, uint32_t& high, const Rows<T>& x, int row, int c) {
-  const T* from = x.data + row * x.stride + c;
+  const T* from = x.data + int64_t(row) * x.stride + c;
   const int left = row < x.rows ? x.cols - c : 0;
   if (left >= 4) {
     const uint2 four = load8_const(from);
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kFewThreads) few_rows_grad(FewRowsArgs<T> args
 #pragma unroll
         for (int m = 0; m < kRows; ++m) {
           if (m >= args.x.rows) break;
-          const float d = o < depth ? args.x.data[m * args.x.stride + o] : 0.0f;
+          const float d = o < depth ? args.x.data[int64_t(m) * args.x.stride + o] : 0.0f;
 #pragma unroll
           for (int l = 0; l < 16; ++l) acc[m][l] = fmaf(d, __uint_as_float(v[l]), acc[m][l]);
         }

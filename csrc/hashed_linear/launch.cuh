@@ -69,13 +69,13 @@ Rows<T> aligned_rows(const Strided<T>& x, bool ones, Workspace& memory, const De
   constexpr int kValues = 16 / sizeof(T);
   const bool direct =
       !ones && x.col_stride == 1 && x.row_stride % kValues == 0 && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-  if (direct || x.rows == 0 || x.cols + ones == 0) return {x.data, int(x.rows), int(x.cols + ones), x.row_stride};
+  if (direct || x.rows == 0 || x.cols + ones == 0) return {x.data, int(x.rows), int(x.cols + ones), int(x.row_stride)};
   const int64_t stride = (x.cols + ones + kValues - 1) / kValues * kValues;
   T* const to = static_cast<T*>(memory.take(x.rows * stride * sizeof(T)));
   RDK_LAUNCH((pack_rows<T>), dim3(blocks_of(x.rows * (x.cols + ones), 256)), dim3(256), 0, device.stream, x.data,
              x.row_stride, x.col_stride, int(x.rows), int(x.cols), ones, to, stride);
   check_launch("pack_rows");
-  return {to, int(x.rows), int(x.cols + ones), stride};
+  return {to, int(x.rows), int(x.cols + ones), int(stride)};
 }
 
 // fn(std::integral_constant<Granule, ...>) for the map's granule.

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads) many_rows(ManyRowsArgs<typename Bloc
   using Tiles = ManyRowsTiles<Block, Pass>;
   using X = typename Tiles::X;
   using V = typename Tiles::V;
-  constexpr int kK = Block::kK, kStages = Block::kStages;
+  constexpr int kK = Block::kK, kStages = Block::kStages, kRowsV = Tiles::kRowsV, kColsV = Tiles::kColsV;
   RDK_DYN_SMEM(T, shared);
   T* const ring = shared;                        // [kStages][kM, kK]
   T* const decoded = ring + kStages * X::kSize;  // [2][V's block]
@@ -101,41 +101,49 @@ __global__ void __launch_bounds__(kThreads) many_rows(ManyRowsArgs<typename Bloc
   const int row0 = blockIdx.x % tiles * Block::kM, col0 = blockIdx.x / tiles * Block::kN;  // CTAs in step share V
   const int depth = args.x.cols, begin = blockIdx.y * args.span;
   const int end = depth - begin < args.span ? depth : begin + args.span;
-  const int steps = (end - begin + kK - 1) / kK;
 
-  Decoder<T, Weights<T, kGranule>, Tiles::kRowsV, Tiles::kColsV / 16> decoder;
-  const auto fetch = [&](int k) { decoder.fetch(weights, Tiles::kTrans ? k : col0, (Tiles::kTrans ? col0 : k) / 16); };
-  const auto store = [&](int step) {
-    const int left = depth - begin - step * kK;
-    T* const to = decoded + step % 2 * V::kSize;
-    if constexpr (Tiles::kTrans) {
-      decoder.template store<V>(to, left, V::kCols);
-    } else {
-      decoder.template store<V>(to, V::kRows, left);
-    }
+  using Decode = Decoder<T, Weights<T, kGranule>, kRowsV, kColsV / 16, V>;
+  Decode decode;
+  const auto fetch = [&](uint32_t k) {
+    decode.fetch(weights, Tiles::kTrans ? k : col0, (Tiles::kTrans ? col0 : k) / 16);
   };
-  const auto load = [&](int step) {
-    if (step < steps) X::load(ring + step % kStages * X::kSize, args.x, row0, begin + step * kK);
-    cp_async_commit();
-  };
+  const auto load = [&](int stage, int k) { X::template load<false>(ring + stage * X::kSize, args.x, row0, k); };
 
-  typename Tiles::Product product;
+  // The last block goes first: it may stick out of V, and what that takes stays out of the loop.
   const int warp_row = warp_id() / 2 * (Block::kM / 2), warp_col = warp_id() % 2 * (Block::kN / 2);
-  for (int step = 0; step < kStages - 1; ++step) load(step);
-  if (steps > 0) {
-    fetch(begin);
-    store(0);
+  typename Tiles::Product product(warp_row, warp_col);
+  const int last = begin + (end - begin - 1) / kK * kK;
+  if (begin < end) {
+    load(0, last);
+    cp_async_commit();
+#pragma unroll
+    for (int stage = 1; stage < kStages - 1; ++stage) {
+      if (begin + (stage - 1) * kK < last) load(stage, begin + (stage - 1) * kK);
+      cp_async_commit();
+    }
+    fetch(last);
+    decode.store(decoded);
+    if (last + kK > depth) {
+      Decode::clear(decoded, Tiles::kTrans ? depth - last : kRowsV, Tiles::kTrans ? kColsV : depth - last);
+    }
   }
-  for (int step = 0; step < steps; ++step) {
+  int stage = 0, buffer = 0;
+  for (int next = begin; next <= last; next += kK) {  // the block decoded beside this product; at `last` none is left
     cp_async_wait<kStages - 2>();
     __syncthreads();
-    load(step + kStages - 1);
-    if (step + 1 < steps) fetch(begin + (step + 1) * kK);
-    const T* x = ring + step % kStages * X::kSize;
-    const T* v = decoded + step % 2 * V::kSize;
+    if (next + (kStages - 2) * kK < last) {
+      X::template load<false, true>(ring + (stage == 0 ? kStages - 1 : stage - 1) * X::kSize, args.x, row0,
+                                    next + (kStages - 2) * kK);
+    }
+    cp_async_commit();
+    if (next < last) fetch(next);
 #pragma unroll
-    for (int k = 0; k < kK; k += Tiles::Product::kStep) product.step(x, v, warp_row, warp_col, k);
-    if (step + 1 < steps) store(step + 1);
+    for (int d = 0; d < kK; d += Tiles::Product::kStep) {
+      product.step(ring + stage * X::kSize, decoded + buffer * V::kSize, d);
+    }
+    stage = stage == kStages - 1 ? 0 : stage + 1;
+    buffer ^= 1;
+    if (next < last) decode.store(decoded + buffer * V::kSize);
   }
   cp_async_wait<0>();
   __syncthreads();

@@ -78,7 +78,7 @@ struct Weights {
   RDK_DEVICE uint32_t place(uint32_t h, uint32_t aux, uint32_t o, uint32_t v) const {
     const uint32_t slot = __umulhi(h, map.slots);
     if constexpr (kGranule == Granule::tile) {
-      return slot * 64 + ((o ^ aux >> 24) & 31) * 2 + ((v ^ aux >> 8) & 1);
+      return slot * 64 + (((o & 31) * 2 + (v & 1)) ^ ((aux >> 23 & 62) + (aux >> 8 & 1)));
     } else if constexpr (kGranule == Granule::any) {
       const uint32_t row = (o ^ aux >> 24) & map.go_mask(), vector = (v ^ aux >> 8) & map.vector_mask();
       return (slot << map.slot_shift()) + (row << map.row_shift()) + vector;
@@ -132,16 +132,17 @@ struct Share {
     return block() / (kVectors / 2) * 32 + threadIdx.x % (kMates < 32 ? kMates : 32) + r * kMates;
   }
   RDK_DEVICE static int vector(int v) {
-    return block() % (kVectors / 2) * 2 + (kV == 2 ? v : threadIdx.x % kMates / 32);
+    return block() % (kVectors / 2) * 2 ^ (kV == 2 ? v : threadIdx.x % kMates / 32);
   }
 };
 
 // A block of V on its way from the bank to shared memory: fetched one product ahead, signed and stored after it.
-template <class T, class W, int kRows, int kVectors>
+template <class T, class W, int kRows, int kVectors, class Tile>
 struct Decoder {
   using Mine = Share<kRows, kVectors>;
   uint32_t raw[Mine::kR][Mine::kV][kWords<T>];
   uint32_t aux[Mine::kR][Mine::kV];
+  const int at = Tile::chunk(Mine::row(0), Mine::vector(0) * (kWords<T> / 4));
 
   // V[o0 .., 16 v0 ..]; o0 and 16 v0 are multiples of 32.
   RDK_DEVICE void fetch(const W& weights, uint32_t o0, uint32_t v0) {
@@ -150,29 +151,38 @@ struct Decoder {
     for (int r = 0; r < Mine::kR; ++r) {
 #pragma unroll
       for (int v = 0; v < Mine::kV; ++v) {
-        const uint32_t o = o0 + Mine::row(r), at = v0 + Mine::vector(v);
+        // in a shared granule only the place inside it is asked for
+        const uint32_t o = Mine::row(r) + (W::kOneHash ? 0 : o0), at = Mine::vector(v) + (W::kOneHash ? 0 : v0);
         weights.fetch(raw[r][v], aux[r][v], W::kOneHash ? shared : weights.hash(o, at), o, at);
       }
     }
   }
 
-  // Rows past `rows` and lanes past `lanes` become zero.
-  template <class Tile>
-  RDK_DEVICE void store(T* to, int rows, int lanes) {
-    const bool edge = rows < kRows || lanes < 16 * kVectors;
+  RDK_DEVICE void store(T* to) {
 #pragma unroll
     for (int r = 0; r < Mine::kR; ++r) {
 #pragma unroll
       for (int v = 0; v < Mine::kV; ++v) {
         uint32_t (&words)[kWords<T>] = raw[r][v];
         W::sign(words, aux[r][v]);
-        const int row = Mine::row(r), vector = Mine::vector(v);
-        if (edge) cut<T>(words, row < rows ? lanes - 16 * vector : 0);
 #pragma unroll
         for (int n = 0; n < kWords<T> / 4; ++n) {
-          *reinterpret_cast<uint4*>(to + Tile::chunk(row, vector * (kWords<T> / 4) + n)) =
-              make_uint4(words[4 * n], words[4 * n + 1], words[4 * n + 2], words[4 * n + 3]);
+          store16(to + (at ^ 16 * v ^ n * Tile::kValues) + r * Mine::kMates * Tile::kCols,
+                  make_uint4(words[4 * n], words[4 * n + 1], words[4 * n + 2], words[4 * n + 3]));
         }
+      }
+    }
+  }
+
+  // Rows past `rows` and lanes past `lanes` of what this thread stored become zero: the other operand's zeros there
+  // must not meet NaN or infinity.
+  RDK_DEVICE static void clear(T* to, int rows, int lanes) {
+#pragma unroll 1
+    for (int n = 0; n < Mine::kR * Mine::kV; ++n) {
+      const int row = Mine::row(n / Mine::kV), begin = 16 * Mine::vector(n % Mine::kV);
+#pragma unroll 1
+      for (int lane = row < rows ? max(begin, lanes) : begin; lane < begin + 16; ++lane) {
+        to[Tile::value(row, lane)] = from_float<T>(0.0f);
       }
     }
   }

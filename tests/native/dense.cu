@@ -16,26 +16,27 @@ __global__ void __launch_bounds__(kThreads)
   RDK_DYN_SMEM(T, shared);
   const int tiles = (x.rows + Block::kM - 1) / Block::kM;
   const int row0 = blockIdx.x % tiles * Block::kM, col0 = blockIdx.x / tiles * Block::kN;
-  const int steps = (x.cols + kK - 1) / kK;
-  const auto stage = [&](int step) { return shared + step % kStages * (X::kSize + W::kSize); };
-  const auto load = [&](int step) {
-    if (step < steps) {
-      X::load(stage(step), x, row0, step * kK);
-      W::load(stage(step) + X::kSize, w, Tiles::kTrans ? step * kK : col0, Tiles::kTrans ? col0 : step * kK);
+  const auto load = [&](int stage, int k) {
+    T* const to = shared + stage * (X::kSize + W::kSize);
+    if (k < x.cols) {
+      X::template load<false>(to, x, row0, k);
+      W::template load<Tiles::kTrans>(to + X::kSize, w, Tiles::kTrans ? k : col0, Tiles::kTrans ? col0 : k);
     }
     cp_async_commit();
   };
-  typename Tiles::Product product;
   const int warp_row = warp_id() / 2 * (Block::kM / 2), warp_col = warp_id() % 2 * (Block::kN / 2);
-  for (int step = 0; step < kStages - 1; ++step) load(step);
-  for (int step = 0; step < steps; ++step) {
+  typename Tiles::Product product(warp_row, warp_col);
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) load(stage, stage * kK);
+  int stage = 0;
+  for (int k = 0; k < x.cols; k += kK) {
     cp_async_wait<kStages - 2>();
     __syncthreads();
-    load(step + kStages - 1);
+    load(stage == 0 ? kStages - 1 : stage - 1, k + (kStages - 1) * kK);
+    const T* const at = shared + stage * (X::kSize + W::kSize);
 #pragma unroll
-    for (int k = 0; k < kK; k += Tiles::Product::kStep) {
-      product.step(stage(step), stage(step) + X::kSize, warp_row, warp_col, k);
-    }
+    for (int d = 0; d < kK; d += Tiles::Product::kStep) product.step(at, at + X::kSize, d);
+    stage = stage == kStages - 1 ? 0 : stage + 1;
   }
   cp_async_wait<0>();
   __syncthreads();
