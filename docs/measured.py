@@ -29,7 +29,8 @@ def table(result: dict, panel: str) -> str:
 
 def page(result: dict, name: str) -> str:
     """One machine: its stamp, its limits, the plot and the tables."""
-    limits = "\n".join(f"* {line}" for line in report.limit_lines(result))
+    checks = [f"{name}: {c['verdict']}, {c['detail']}" for name, c in result.get("checks", {}).items()]
+    limits = "\n".join(f"* {line}" for line in [*report.limit_lines(result), *checks])
     panels = dict.fromkeys(r["panel"] for r in result["results"])
     tables = "\n\n".join(f"**{panel}**\n\n{table(result, panel)}" for panel in panels)
     plot = f"```{{image}} /measured/{name}.png\n:alt: torch time over ours, per number of rows\n```"

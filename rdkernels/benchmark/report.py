@@ -153,6 +153,7 @@ def plot(result: dict, path: str | os.PathLike) -> None:
         axis.set(title=panel, xlabel="rows of x", ylabel="torch time / ours", xscale="log", yscale="log")
         ticks = sorted({r["at"] for r in results if r["panel"] == panel})
         axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
+        axis.tick_params(axis="x", rotation=45 if len(ticks) > 6 else 0)
         axis.minorticks_off()
         levels = [v for v in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if axis.get_ylim()[0] <= v <= axis.get_ylim()[1]]
         axis.set_yticks(levels, [f"{v:g}" for v in levels])
