@@ -85,7 +85,8 @@ def main() -> int:
         if not shutil.which(tool, path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"):
             print(f"     {tool} is not here: {how}")
     if not torch.cuda.is_available():
-        print("     no GPU: Triton kernels ran under the interpreter and were compiled, never timed; `make gpu-check` is for one that has it")
+        print("     no GPU: Triton kernels ran under the interpreter and were compiled, never timed")
+        print("     on a machine with a GPU, `make gpu-check` confirms them and the CUDA kernels")
     print("\n===== modes =====", *lines, sep="\n")
     print(f"\n{total['skipped']} skipped, named above")
     print(f"{total['passed']} passed, {total['failed']} failed")
