@@ -62,6 +62,9 @@ def define_native(schema: str) -> None:
     _NATIVE_LIB.define(schema)
 
 
+define_native("allow_tf32(bool allowed) -> ()")
+
+
 def _run(name: str, args: tuple) -> Any:
     run, kind = pick(name, args), args[0].device.type
     if not torch.is_autocast_enabled(kind):
@@ -88,7 +91,20 @@ def attach_native(dtypes: tuple[torch.dtype, ...]) -> None:
         on = {d for d, key in _DEVICES if torch._C._dispatch_has_kernel_for_dispatch_key(twin, key)}
         if on:
             run = getattr(getattr(torch.ops, f"{NAMESPACE}_native"), name).default
+            run = _as_precise_as_torch(run) if "cuda" in on else run
             table["native"] = Backend(lambda x, *_, on=on: x.device.type in on and x.dtype in dtypes, run)
+
+
+def _as_precise_as_torch(run: Callable) -> Callable:
+    """float32 products on CUDA may round to tf32 where torch's own may: the stable ABI cannot ask, so it is told."""
+    allow = getattr(torch.ops, f"{NAMESPACE}_native").allow_tf32.default
+
+    def call(x: torch.Tensor, *args: Any) -> Any:
+        if x.is_cuda and x.dtype == torch.float32:
+            allow(torch.backends.cuda.matmul.fp32_precision == "tf32")
+        return run(x, *args)
+
+    return call
 
 
 def pick(name: str, args: tuple) -> Callable[..., Any]:

@@ -7,15 +7,13 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "common/vec.h"
-
 namespace rdk {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // fn(T{}) for the element type of `t`: float, BFloat16 or Half.
-template <class Fn>
+template <class BFloat16, class Half, class Fn>
 void dispatch_dtype(const char* op, const Tensor& t, const Fn& fn) {
   switch (t.scalar_type()) {
     case ScalarType::Float:

@@ -16,24 +16,6 @@ struct Members {
   int across;
 };
 
-// keys[n] = slot of granule n, n counted from granule (p0, q0) along rows of `across`.
-__global__ void __launch_bounds__(256) granule_keys(Map map, int p0, int q0, int across, int granules, int* keys) {
-  const int n = blockIdx.x * 256 + threadIdx.x;
-  if (n >= granules) return;
-  const uint32_t p = p0 + n / across, q = q0 + n % across;
-  keys[n] = int(__umulhi(hash_finish(hash_prefix(p, map.seed) + q * kPrime3), map.slots));
-}
-
-// From keys in order and where each came from: the members' list.
-__global__ void __launch_bounds__(256)
-    member_list(const int* sorted, const int64_t* from, int granules, int slots, int* order, int* first) {
-  const int n = blockIdx.x * 256 + threadIdx.x;
-  if (n > granules) return;
-  const int key = n < granules ? sorted[n] : slots, before = n ? sorted[n - 1] : -1;
-  for (int slot = before + 1; slot <= key; ++slot) first[slot] = n;
-  if (n < granules) order[n] = int(from[n]);
-}
-
 // A block of dV = dy^T x in fp32; both operands stand with their depth (the batch) down the columns.
 template <class T, Math kMath_, int kM_, int kN_>
 struct PanelBlock {

@@ -1,8 +1,6 @@
 // Hashed linear layer on the CPU: which kernel serves which shape, and the registration.
-#include <bit>
-
-#include "common/tensor.h"
 #include "hashed_linear/bank_grad.h"
+#include "hashed_linear/checks.h"
 #include "hashed_linear/few_rows.h"
 #include "hashed_linear/many_rows.h"
 
@@ -15,24 +13,6 @@ thread_local Path last_path = Path::none;
 template <class T>
 View<T> view(const Tensor& t, bool ones = false) {
   return {data<T>(t), t.size(0), t.size(1), t.stride(0), t.stride(1), ones};
-}
-
-// The map of a call, after what a kernel relies on: the operators can be called without the public function's checks.
-Map checked_map(const char* op, const Tensor& matrix, int64_t numel, int64_t columns, int64_t go, int64_t gi,
-                int64_t seed) {
-  STD_TORCH_CHECK(matrix.dim() == 2, op, ": x and dy must be 2-D, got ", matrix.dim(), "-D");
-  const bool granule = go >= 1 && gi >= 1 && std::has_single_bit(uint64_t(go)) && std::has_single_bit(uint64_t(gi)) &&
-                       (gi >= kVec || go * gi == 1);
-  STD_TORCH_CHECK(granule, op, ": granule (", go, ", ", gi, ") is none of the map's");
-  STD_TORCH_CHECK(numel > 0 && numel % (go * gi) == 0 && numel / (go * gi) < int64_t(1) << 31, op,
-                  ": bank must hold 1 to 2^31 - 1 slots of ", go * gi, " values, got ", numel, " values");
-  STD_TORCH_CHECK(numel / kVec < int64_t(1) << 32 && std::max(columns, matrix.size(1)) < (int64_t(1) << 32) - 1, op,
-                  ": too large: ", numel, " bank values, ", matrix.size(1), " and ", columns, " columns");
-  return Map(seed, numel / (go * gi), go, gi);
-}
-
-void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
-  STD_TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the other tensors' dtype");
 }
 
 template <class Pass, class T>
@@ -52,16 +32,13 @@ Tensor fwd(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& bia
   const char* op = "hashed_linear_fwd";
   const Map map = checked_map(op, x, bank.numel(), out_features, go, gi, seed);
   check_like(op, "bank", bank, x);
-  if (bias) {
-    check_like(op, "bias", *bias, x);
-    STD_TORCH_CHECK(bias->numel() == out_features, op, ": bias must have ", out_features, " values");
-  }
+  if (bias) check_bias(op, *bias, x, out_features);
   last_path = Path::none;
   const Tensor values = as_contiguous(bank);
   const std::optional<Tensor> added = bias ? std::optional(as_contiguous(*bias)) : std::nullopt;
   Tensor y = torch::stable::new_empty(x, {x.size(0), out_features});
   if (y.numel() == 0) return y;
-  dispatch_dtype(op, x, [&]<class T>(T) {
+  dispatch_dtype<BFloat16, Half>(op, x, [&]<class T>(T) {
     const View<T> rows = view<T>(x, hashed_bias);
     const Output<T> out{static_cast<T*>(y.mutable_data_ptr()), x.size(0), out_features, float(scale),
                         added ? data<T>(*added) : nullptr};
@@ -83,7 +60,7 @@ Tensor bwd_x(const Tensor& dy, const Tensor& bank, int64_t in_features, int64_t 
   const Tensor values = as_contiguous(bank);
   Tensor dx = torch::stable::new_empty(dy, {dy.size(0), in_features});
   if (dx.numel() == 0) return dx;
-  dispatch_dtype(op, dy, [&]<class T>(T) {
+  dispatch_dtype<BFloat16, Half>(op, dy, [&]<class T>(T) {
     const Output<T> out{static_cast<T*>(dx.mutable_data_ptr()), dy.size(0), in_features, float(scale), nullptr};
     if (dy.size(0) <= kFewGradRows) {
       few_rows(FewRowsInputGrad<T>{map, view<T>(dy), data<T>(values), out});
@@ -100,9 +77,9 @@ Tensor bwd_bank(const Tensor& dy, const Tensor& x, int64_t slots, int64_t go, in
   const int64_t numel = slots * go * gi;
   const Map map = checked_map(op, x, numel, dy.size(1), go, gi, seed);
   check_like(op, "dy", dy, x);
-  STD_TORCH_CHECK(dy.dim() == 2 && dy.size(0) == x.size(0), op, ": dy must have x's ", x.size(0), " rows");
+  check_rows(op, dy, x);
   Tensor dbank = torch::stable::new_empty(x, {numel});
-  dispatch_dtype(op, x, [&]<class T>(T) {
+  dispatch_dtype<BFloat16, Half>(op, x, [&]<class T>(T) {
     BankGrad<T> kernel(map, view<T>(dy), view<T>(x, hashed_bias), float(scale),
                        static_cast<T*>(dbank.mutable_data_ptr()), numel);
     const Tensor partials = torch::stable::new_empty(x, {kernel.workspace()}, ScalarType::Float);

@@ -94,12 +94,29 @@ inline int parts_of(int64_t ctas, int64_t steps, int64_t least) {
 }
 
 template <class T>
-void finish_parts(const Output<T>& out, int parts, const Device& device) {
-  const int64_t size = int64_t(out.rows) * out.cols;
-  RDK_LAUNCH((combine<T>), dim3(blocks_of(size, 256)), dim3(256), 0, device.stream, out.partial, parts, size, out.cols,
-             out.bias, out.scale, out.y);
+void finish_parts(const float* partial, int parts, int64_t size, const T* bias, int cols, float scale, T* y,
+                  const Device& device) {
+  RDK_LAUNCH((combine<T>), dim3(blocks_of(size, 256)), dim3(256), 0, device.stream, partial, parts, size, cols, bias,
+             scale, y);
   check_launch("combine");
 }
+
+template <class T>
+void finish_parts(const Output<T>& out, int parts, const Device& device) {
+  finish_parts(out.partial, parts, int64_t(out.rows) * out.cols, out.bias, out.cols, out.scale, out.y, device);
+}
+
+// A bank's gradient: scale times the sums.
+template <class T>
+struct BankOutput {
+  T* values;
+  int64_t size;
+  float scale;
+
+  void finish(const float* sums, int parts, const Device& device) const {
+    finish_parts<T>(sums, parts, size, nullptr, 1, scale, values, device);
+  }
+};
 
 template <class T>
 void take_parts(Output<T>& out, int parts, Workspace& memory) {
@@ -185,41 +202,23 @@ Path product(const Strided<T>& x, const T* bank, int64_t bank_size, const Map& m
   return Path::many_rows;
 }
 
-inline Members members_of(const Map& map, const Region& where, Workspace& memory, const Device& device) {
-  const int granules = where.down * where.across, slots = int(map.slots);
-  int* const keys = static_cast<int*>(memory.take(int64_t(granules) * sizeof(int)));
-  RDK_LAUNCH((granule_keys), dim3(blocks_of(granules, 256)), dim3(256), 0, device.stream, map, where.p0, where.q0,
-             where.across, granules, keys);
-  check_launch("granule_keys");
-  const int* sorted;
-  const int64_t* from;
-  memory.sort(keys, granules, &sorted, &from);
-  int* const order = static_cast<int*>(memory.take(int64_t(granules) * sizeof(int)));
-  int* const first = static_cast<int*>(memory.take((int64_t(slots) + 1) * sizeof(int)));
-  RDK_LAUNCH((member_list), dim3(blocks_of(granules + 1, 256)), dim3(256), 0, device.stream, sorted, from, granules,
-             slots, order, first);
-  check_launch("member_list");
-  return {order, first, where.across};
-}
-
 // How many 32 x 32 blocks of slots share the members among them: a few slots with many members are cut into pieces.
 inline int pieces_of(int64_t blocks, int64_t granules, int64_t slots) {
   return int(std::clamp<int64_t>(std::min(kBusy / std::max<int64_t>(blocks, 1), granules / slots), 1, 64));
 }
 
 template <class T, Math kMath>
-void owned_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const Output<T>& out, const Members& members,
-                     int64_t granules, Workspace& memory, const Device& device) {
+void owned_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const BankOutput<T>& out,
+                     const Members& members, int64_t granules, Workspace& memory, const Device& device) {
   using Block = OwnerBlock<T, kMath>;
   const int64_t blocks = int64_t(map.slots) << (map.go_shift + map.gi_shift - 10);
   const int pieces = pieces_of(blocks, granules, map.slots);
-  Output<T> parts = out;
-  parts.partial = static_cast<float*>(memory.take(int64_t(pieces) * out.cols * sizeof(float)));
+  float* const parts = static_cast<float*>(memory.take(pieces * out.size * int64_t(sizeof(float))));
   opt_in(bank_owner<T, kMath>, Block::kBytes, device);
   RDK_LAUNCH((bank_owner<T, kMath>), dim3(blocks_of(blocks, 1), pieces), dim3(kThreads), Block::kBytes, device.stream,
-             dy, x, members, map, pieces, parts.partial);
+             dy, x, members, map, pieces, parts);
   check_launch("bank_owner");
-  finish_parts(parts, pieces, device);
+  out.finish(parts, pieces, device);
 }
 
 // dV panel by panel, at most kPanel values of it in memory at once: decided by the shape alone, for it orders the sums.
@@ -235,12 +234,12 @@ inline Region first_panel(const Map& map, int down, int across) {
 }
 
 template <class T, class Block>
-void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const Output<T>& out, int down, int across,
-                     Workspace& memory, const Device& device) {
+void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const BankOutput<T>& out, int down,
+                     int across, Workspace& memory, const Device& device) {
   const Region panel = first_panel(map, down, across);
   const int64_t values = int64_t(panel.down) * panel.across << (map.go_shift + map.gi_shift);
   float* const dv = static_cast<float*>(memory.take(values * sizeof(float)));
-  float* const total = static_cast<float*>(memory.take(int64_t(out.cols) * sizeof(float)));
+  float* const total = static_cast<float*>(memory.take(out.size * sizeof(float)));
   opt_in(bank_panel<Block>, Block::kBytes, device);
   bool more = false;
   for (int p0 = 0; p0 < down; p0 += panel.down) {
@@ -253,27 +252,25 @@ void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const 
       check_launch("bank_panel");
       const Members members = memory.members(map, here, device);
       if (map.element()) {
-        RDK_LAUNCH((bank_gather<1>), dim3(blocks_of(out.cols, 128)), dim3(128), 0, device.stream, dv, width, members,
-                   map, p0, q0, int64_t(out.cols), more, total);
+        RDK_LAUNCH((bank_gather<1>), dim3(blocks_of(out.size, 128)), dim3(128), 0, device.stream, dv, width, members,
+                   map, p0, q0, out.size, more, total);
       } else {
-        RDK_LAUNCH((bank_gather<4>), dim3(blocks_of(out.cols, 512)), dim3(128), 0, device.stream, dv, width, members,
-                   map, p0, q0, int64_t(out.cols), more, total);
+        RDK_LAUNCH((bank_gather<4>), dim3(blocks_of(out.size, 512)), dim3(128), 0, device.stream, dv, width, members,
+                   map, p0, q0, out.size, more, total);
       }
       check_launch("bank_gather");
       more = true;
     }
   }
-  Output<T> sums = out;
-  sums.partial = total;
-  finish_parts(sums, 1, device);
+  out.finish(total, 1, device);
 }
 
-// dbank = scale * the sums of each slot's members; out.rows is 1, out.cols the bank's size.
+// dbank = scale * the sums of each slot's members.
 template <class T>
-Path bank_grad(const Strided<T>& dy, const Strided<T>& x, bool ones, const Map& map, const Output<T>& out, bool tf32,
-               Workspace& memory, const Device& device) {
+Path bank_grad(const Strided<T>& dy, const Strided<T>& x, bool ones, const Map& map, const BankOutput<T>& out,
+               bool tf32, Workspace& memory, const Device& device) {
   if (dy.rows == 0 || dy.cols == 0 || x.cols + ones == 0) {
-    finish_parts(out, 0, device);
+    out.finish(nullptr, 0, device);
     return Path::bank_grad;
   }
   const Rows<T> y = aligned_rows(dy, false, memory, device), v = aligned_rows(x, ones, memory, device);

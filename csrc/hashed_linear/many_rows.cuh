@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) many_rows(ManyRowsArgs<typename Bloc
   // The last block goes first: it may stick out of V, and what that takes stays out of the loop.
   const int warp_row = warp_id() / 2 * (Block::kM / 2), warp_col = warp_id() % 2 * (Block::kN / 2);
   typename Tiles::Product product(warp_row, warp_col);
-  const int last = begin + (end - begin - 1) / kK * kK;
+  const int last = begin < end ? begin + (end - begin - 1) / kK * kK : begin - kK;
   if (begin < end) {
     load(0, last);
     cp_async_commit();

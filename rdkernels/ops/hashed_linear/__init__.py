@@ -39,7 +39,8 @@ define(
     fake=lambda dy, x, slots, go, gi, *_: x.new_empty(slots * go * gi),
 )
 define_native("hashed_linear_path() -> int")
-PATHS = ("none", "few_rows", "many_rows", "bank_grad")  # of the native kernels, by hashed_linear_path()
+define_native("hashed_linear_cuda_path() -> int")
+PATHS = ("none", "few_rows", "many_rows", "bank_grad")  # of the native kernels' last call, by these two
 
 from . import reference, triton  # noqa: E402,F401  they attach themselves to the passes above
 

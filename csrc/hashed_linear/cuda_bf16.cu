@@ -1,0 +1,5 @@
+#include "hashed_linear/cuda_passes.cuh"
+
+namespace rdk::gpu {
+RDK_PASSES(, BFloat16)
+}
