@@ -175,31 +175,20 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
   }
 
   RDK_DEVICE void step(const float* a, const float* b, int k) {
-    float av[kRows][4], bv[kCols][4];
+    float av[kRows][4];
 #pragma unroll
-    for (int n = 0; n < kRows; ++n) {
-      if constexpr (kTransA) {  // the n-th read: depth n % 4, four rows
-        read4(a + TileA::value(k + n % 4, row + row_of(n / 4 * 4)), av[n / 4 * 4][n % 4], av[n / 4 * 4 + 1][n % 4],
-              av[n / 4 * 4 + 2][n % 4], av[n / 4 * 4 + 3][n % 4]);
-      } else {
-        read4(a + TileA::value(row + row_of(n), k), av[n][0], av[n][1], av[n][2], av[n][3]);
-      }
-    }
+    for (int n = 0; n < kRows; n += 4) four<TileA, kTransA>(&av[n], a, k, row, n, row_of);
 #pragma unroll
-    for (int n = 0; n < kCols; ++n) {
-      if constexpr (kTransB) {
-        read4(b + TileB::value(k + n % 4, col + col_of(n / 4 * 4)), bv[n / 4 * 4][n % 4], bv[n / 4 * 4 + 1][n % 4],
-              bv[n / 4 * 4 + 2][n % 4], bv[n / 4 * 4 + 3][n % 4]);
-      } else {
-        read4(b + TileB::value(col + col_of(n), k), bv[n][0], bv[n][1], bv[n][2], bv[n][3]);
-      }
-    }
+    for (int n = 0; n < kCols; n += 4) {
+      float bv[4][4];
+      four<TileB, kTransB>(bv, b, k, col, n, col_of);
 #pragma unroll
-    for (int q = 0; q < 4; ++q) {
+      for (int q = 0; q < 4; ++q) {
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
+        for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-        for (int j = 0; j < kCols; ++j) acc[i][j] = fmaf(av[i][q], bv[j][q], acc[i][j]);
+          for (int j = 0; j < 4; ++j) acc[i][n + j] = fmaf(av[i][q], bv[j][q], acc[i][n + j]);
+        }
       }
     }
   }
@@ -214,9 +203,17 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
   }
 
  private:
-  RDK_DEVICE static void read4(const float* p, float& a, float& b, float& c, float& d) {
-    const float4 v = *reinterpret_cast<const float4*>(p);
-    a = v.x, b = v.y, c = v.z, d = v.w;
+  // to[i][q] = entry n + i of the operand at depth k + q, by four 16-byte reads.
+  template <class Tile, bool kTransposed, class Place>
+  RDK_DEVICE static void four(float (*to)[4], const float* tile, int k, int first, int n, const Place& place) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at = kTransposed ? Tile::value(k + i, first + place(n)) : Tile::value(first + place(n + i), k);
+      const float4 v = *reinterpret_cast<const float4*>(tile + at);
+      const float values[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int q = 0; q < 4; ++q) (kTransposed ? to[q][i] : to[i][q]) = values[q];
+    }
   }
 };
 

@@ -107,7 +107,7 @@ RDK_DEVICE int2 my_steps(int total) {
 // y = x V^T. A step is 64 inputs: lane (g, t) holds vector t of rows g, g + 8, g + 16, g + 24 of the CTA's 32 of V. On
 // tensor cores these registers are the B operand as they are: any order of the depth will do if x has it too.
 template <class T, Granule kGranule, bool kShared>
-__global__ void __launch_bounds__(kFewThreads) few_rows(FewRowsArgs<T> args) {
+__global__ void __launch_bounds__(kFewThreads, 1) few_rows(FewRowsArgs<T> args) {
   constexpr int kRows = kFewRows<T>;
   RDK_DYN_SMEM(float, sums);  // [kRows, kForwardCols + 4], then the bank
   const Weights<T, kGranule, kShared> weights{
@@ -115,16 +115,17 @@ __global__ void __launch_bounds__(kFewThreads) few_rows(FewRowsArgs<T> args) {
   const int g = lane_id() / 4, t = lane_id() % 4, o0 = blockIdx.x * kForwardCols, depth = args.x.cols;
   const int2 steps = my_steps((depth + 63) / 64);
 
-  const auto decode = [&](uint32_t (&v)[4][kWords<T>], int at) {
-    uint32_t aux[4];
+  // Rows first, first + 1, ... of this lane's four, at vector `at`.
+  const auto decode = [&]<int kMany>(uint32_t (&v)[kMany][kWords<T>], int first, int at) {
+    uint32_t aux[kMany];
     const uint32_t shared = weights.kOneHash ? weights.hash(o0 + g, at) : 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const uint32_t o = o0 + 8 * j + g;
+    for (int j = 0; j < kMany; ++j) {
+      const uint32_t o = o0 + 8 * (first + j) + g;
       weights.fetch(v[j], aux[j], weights.kOneHash ? shared : weights.hash(o, at), o, at);
     }
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kMany; ++j) {
       weights.sign(v[j], aux[j]);
       if (16 * at + 16 > depth) cut<T>(v[j], depth - 16 * at);
     }
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kFewThreads) few_rows(FewRowsArgs<T> args) {
     float acc[4][4] = {};
     for (int step = steps.x; step < steps.y; ++step) {
       uint32_t v[4][8], low[8], high[8];
-      decode(v, 4 * step + t);
+      decode(v, 0, 4 * step + t);
       row_vector(low, args.x, g, 4 * step + t);
       row_vector(high, args.x, g + 8, 4 * step + t);
 #pragma unroll
@@ -169,17 +170,22 @@ __global__ void __launch_bounds__(kFewThreads) few_rows(FewRowsArgs<T> args) {
   } else {
     float acc[kRows][4] = {};
     for (int step = steps.x; step < steps.y; ++step) {
-      uint32_t v[4][16];
-      decode(v, 4 * step + t);
 #pragma unroll
-      for (int m = 0; m < kRows; ++m) {
-        if (m >= args.x.rows) break;
-        uint32_t x[16];
-        row_vector(x, args.x, m, 4 * step + t);
+      for (int pair = 0; pair < 4; pair += 2) {
+        uint32_t v[2][16];
+        decode(v, pair, 4 * step + t);
 #pragma unroll
-        for (int l = 0; l < 16; ++l) {
+        for (int m = 0; m < kRows; ++m) {
+          if (m >= args.x.rows) break;
+          uint32_t x[16];
+          row_vector(x, args.x, m, 4 * step + t);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) acc[m][j] = fmaf(__uint_as_float(x[l]), __uint_as_float(v[j][l]), acc[m][j]);
+          for (int l = 0; l < 16; ++l) {
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+              acc[m][pair + j] = fmaf(__uint_as_float(x[l]), __uint_as_float(v[j][l]), acc[m][pair + j]);
+            }
+          }
         }
       }
     }
