@@ -20,6 +20,13 @@ enum class Math { tensor, tf32, fma };
 RDK_DEVICE int lane_id() { return threadIdx.x % 32; }
 RDK_DEVICE int warp_id() { return threadIdx.x / 32; }
 
+RDK_DEVICE float4 floats(uint4 v) {
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+RDK_DEVICE uint4 words(float4 v) {
+  return make_uint4(__float_as_uint(v.x), __float_as_uint(v.y), __float_as_uint(v.z), __float_as_uint(v.w));
+}
+
 // kRows rows of kCols values in shared memory. Chunks of 16 bytes are permuted within a row, so that eight lanes that
 // read one chunk column, or (kByWord) four rows of eight words, meet different banks.
 template <class T, int kRows_, int kCols_, bool kByWord = false>
@@ -209,7 +216,7 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at = kTransposed ? Tile::value(k + i, first + place(n)) : Tile::value(first + place(n + i), k);
-      const float4 v = *reinterpret_cast<const float4*>(tile + at);
+      const float4 v = floats(load16(tile + at));
       const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int q = 0; q < 4; ++q) (kTransposed ? to[q][i] : to[i][q]) = values[q];
@@ -226,7 +233,7 @@ RDK_DEVICE void drain(Product& product, float* staged, int warp_row, int warp_co
 #pragma unroll 4
   for (int n = threadIdx.x; n < kRows * kCols / 4; n += kThreads) {
     const int r = n / (kCols / 4), c = n % (kCols / 4) * 4;
-    fn(r, c, *reinterpret_cast<const float4*>(staged + r * kStride + c));
+    fn(r, c, floats(load16(staged + r * kStride + c)));
   }
 }
 

@@ -30,7 +30,8 @@ struct PanelBlock {
   static constexpr int kBytes = kRing > drain_bytes<kM, kN>() ? kRing : drain_bytes<kM, kN>();
 };
 
-// panel[r, c] = sum_m dy[m, o0 + r] x[m, i0 + c] for r < height, c < width; zero past dy's and x's columns.
+// panel[r, c] = sum_m dy[m, o0 + r] x[m, i0 + c] for r < height, c < width (a multiple of four); zero past dy's and x's
+// columns.
 template <class Block>
 __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Value> dy, Rows<typename Block::Value> x,
                                                        int o0, int i0, int height, int width, float* panel) {
@@ -68,15 +69,12 @@ __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Valu
   drain<Block::kM, Block::kN>(
       product, reinterpret_cast<float*>(shared), warp_row, warp_col, [&](int r, int c, float4 v) {
         r += row0, c += col0;
-        if (r >= height) return;
-        const float values[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          // a select, not a product: NaN and infinity of a neighbour must not reach entries that V does not have
-          if (c + i < width) {
-            panel[int64_t(r) * width + c + i] = o0 + r < dy.cols && i0 + c + i < x.cols ? values[i] : 0.0f;
-          }
-        }
+        if (r >= height || c >= width) return;
+        // a select, not a product: NaN and infinity of a neighbour must not reach entries that V does not have
+        const bool row = o0 + r < dy.cols;
+        const int left = row ? x.cols - i0 - c : 0;
+        store16(panel + int64_t(r) * width + c, words(make_float4(left > 0 ? v.x : 0.0f, left > 1 ? v.y : 0.0f,
+                                                                  left > 2 ? v.z : 0.0f, left > 3 ? v.w : 0.0f)));
       });
 }
 
@@ -103,7 +101,7 @@ __global__ void __launch_bounds__(128) bank_gather(const float* panel, int width
       const uint32_t aux = aux_of(h);
       // both xors are their own inverse
       const int r = row ^ int(aux >> 24 & map.go_mask()), c = col ^ int((aux >> 8 & map.vector_mask()) * 16);
-      const float4 v = *reinterpret_cast<const float4*>(panel + int64_t(p * go + r) * width + q * gi + c);
+      const float4 v = floats(load16_const(panel + int64_t(p * go + r) * width + q * gi + c));
       const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) {
@@ -112,8 +110,11 @@ __global__ void __launch_bounds__(128) bank_gather(const float* panel, int width
       }
     }
   }
-#pragma unroll
-  for (int i = 0; i < kQuad; ++i) total[at + i] = sums[i];
+  if constexpr (kQuad == 4) {
+    store16(total + at, words(make_float4(sums[0], sums[1], sums[2], sums[3])));
+  } else {
+    total[at] = sums[0];
+  }
 }
 
 template <class T, Math kMath>
@@ -196,7 +197,6 @@ __global__ void __launch_bounds__(kThreads)
       mine[(r ^ xor_r) * (kSide + 8) + (c ^ xor_c)] +=
           __uint_as_float(__float_as_uint(v) ^ ((to.aux << shift) & kSignBit));
     });
-    __syncwarp();  // the next member's entries are other lanes' ones
   }
   cp_async_wait<0>();
   __syncthreads();

@@ -77,7 +77,7 @@ RDK_DEVICE void add_warps(float* sums, const Output<T>& out, int col0, const Fn&
   for (int n = threadIdx.x; n < kRows * kCols / 4; n += kFewThreads) {
     const int r = n / (kCols / 4), c = n % (kCols / 4) * 4;
     if (r < out.rows) {
-      out.store4(blockIdx.y, r, col0 + c, *reinterpret_cast<const float4*>(sums + r * (kCols + 4) + c), more(c));
+      out.store4(blockIdx.y, r, col0 + c, floats(load16(sums + r * (kCols + 4) + c)), more(c));
     }
   }
 }

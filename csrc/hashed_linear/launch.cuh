@@ -233,11 +233,14 @@ inline Region first_panel(const Map& map, int down, int across) {
   return {0, 0, int(std::min<int64_t>(down, high)), wide};
 }
 
+// Values in a row of a panel, a multiple of four.
+inline int panel_width(const Map& map, int across) { return ((across << map.gi_shift) + 3) / 4 * 4; }
+
 template <class T, class Block>
 void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const BankOutput<T>& out, int down,
                      int across, Workspace& memory, const Device& device) {
   const Region panel = first_panel(map, down, across);
-  const int64_t values = int64_t(panel.down) * panel.across << (map.go_shift + map.gi_shift);
+  const int64_t values = (int64_t(panel.down) << map.go_shift) * panel_width(map, panel.across);
   float* const dv = static_cast<float*>(memory.take(values * sizeof(float)));
   float* const total = static_cast<float*>(memory.take(out.size * sizeof(float)));
   opt_in(bank_panel<Block>, Block::kBytes, device);
@@ -245,7 +248,7 @@ void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const 
   for (int p0 = 0; p0 < down; p0 += panel.down) {
     for (int q0 = 0; q0 < across; q0 += panel.across) {
       const Region here{p0, q0, std::min(panel.down, down - p0), std::min(panel.across, across - q0)};
-      const int height = here.down << map.go_shift, width = here.across << map.gi_shift;
+      const int height = here.down << map.go_shift, width = panel_width(map, here.across);
       const int64_t ctas = int64_t(blocks_of(height, Block::kM)) * blocks_of(width, Block::kN);
       RDK_LAUNCH((bank_panel<Block>), dim3(blocks_of(ctas, 1)), dim3(kThreads), Block::kBytes, device.stream, dy, x,
                  p0 << map.go_shift, q0 << map.gi_shift, height, width, dv);

@@ -23,7 +23,7 @@ struct Output {
     if (partial) {
       float* to = partial + (int64_t(part) * rows + r) * cols + c;
       if (n == 4 && cols % 4 == 0) {
-        *reinterpret_cast<float4*>(to) = make_float4(sums[0], sums[1], sums[2], sums[3]);
+        store16(to, words(make_float4(sums[0], sums[1], sums[2], sums[3])));
       } else {
         for (int i = 0; i < n; ++i) to[i] = sums[i];
       }

@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <numeric>
 #include <vector>
 
@@ -14,15 +15,33 @@ extern "C" __attribute__((weak)) const char* cudaGetErrorString(cudaError_t) { r
 
 namespace rdk::gpu {
 
-// Exactly-sized, 256-byte aligned, every byte 0xff: NaN in every float type.
+constexpr size_t kA100Shared = 166912;  // bytes of shared memory that a kernel may opt in to
+
+// Aligned as device memory is, to the byte in size, every byte 0xff: NaN in every float type.
+class Bytes {
+ public:
+  Bytes(int64_t bytes, const char* name) {
+    void* at = nullptr;
+    if (posix_memalign(&at, 256, std::max<int64_t>(bytes, 1)) != 0) throw std::bad_alloc();
+    data_.reset(at);
+    std::memset(at, 0xff, bytes);
+    simt::trace::region(at, bytes, name);
+  }
+  template <class T>
+  T* get() const {
+    return static_cast<T*>(data_.get());
+  }
+  void* release() { return data_.release(); }
+
+ private:
+  std::unique_ptr<void, decltype(&std::free)> data_{nullptr, &std::free};
+};
+
 class HostMemory final : public Workspace {
  public:
   void* take(int64_t bytes) override {
-    void* const at = std::aligned_alloc(256, (std::max<int64_t>(bytes, 1) + 255) / 256 * 256);
-    blocks_.emplace_back(at, &std::free);
-    std::memset(at, 0xff, bytes);
-    simt::trace::region(at, bytes, "workspace");
-    return at;
+    blocks_.emplace_back(bytes, "workspace");
+    return blocks_.back().get<void>();
   }
   void sort(const int* keys, int count, const int** sorted, const int64_t** from) override {
     auto* const order = static_cast<int64_t*>(take(count * sizeof(int64_t)));
@@ -37,7 +56,7 @@ class HostMemory final : public Workspace {
   }
 
  private:
-  std::vector<std::unique_ptr<void, decltype(&std::free)>> blocks_;
+  std::vector<Bytes> blocks_;
 };
 
 }  // namespace rdk::gpu
