@@ -5,16 +5,22 @@
     probe_<variant>        the pybind11 module: the map, the vector functions and every kernel, on numpy arrays
     check_<variant>        the driver (check.cpp) under the address and undefined-behaviour sanitizers
     check_neon             the driver for aarch64, for an emulator
+    controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program
+    simt_<build>           and as a pybind11 module
 
 A variant is an instruction set of the shipped build with its flags, or `wide`: the sixteen-lane source that AVX-512
-gets (its register blocks, transposes and accumulators), compiled for AVX2.
+gets (its register blocks, transposes and accumulators), compiled for AVX2. Device code is built for the host (simt/)
+in three ways: for values, under the address and undefined-behaviour sanitizers, and with a trace of every access.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
+import os
 import pathlib
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -29,6 +35,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = HERE / "build"
 CROSS = "aarch64-linux-gnu-g++"
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 
 
 def shipped(name: str):
@@ -48,6 +55,38 @@ SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover
 # Half the compile time: checks by call, and none twice (the address sanitizer sees null and the object's end too).
 SANITIZE += ["--param", "asan-instrumentation-with-call-threshold=0", "-fno-sanitize=null,object-size"]
 
+# Device code built for the host. The trace has the instrumentation of the thread sanitizer, and hooks.cpp in its place.
+SIMT_BUILDS = {
+    "values": ["-O2", "-g1"],
+    "asan": SANITIZE,
+    "trace": ["-O1", "-g1", "-DSIMT_TRACE", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
+}
+SIMT_RUNTIME = ["fiber.cpp", "runtime.cpp", "memory.cpp", "collectives.cpp"]
+SIMT_TRACE = ["trace.cpp", "shadow.cpp", "hooks.cpp"]
+SIMT_PROGRAMS = {"controls": "simt/controls_main.cpp"}  # name -> source, built in every way
+SIMT_MODULES = {"simt": "simt/controls_module.cpp"}  # likewise, but for the sanitizers, which are for programs
+CUDA_MISSING = (
+    "no CUDA headers: install a CUDA toolkit (or pip install nvidia-cuda-runtime nvidia-cuda-nvcc nvidia-cuda-crt "
+    "nvidia-cuda-cccl), and set CUDA_HOME to the folder that has include/cuda_fp16.h"
+)
+
+
+@functools.cache
+def cuda_home() -> pathlib.Path | None:
+    """The CUDA toolkit: CUDA_HOME, else the one behind nvcc (which may be a wrapper script)."""
+    home, nvcc = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    if not home and nvcc:
+        # the temporaries that it names it does not make
+        said = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+        home = top[1] if (top := re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)) else None
+    return pathlib.Path(home) if home and pathlib.Path(home, "include", "cuda_fp16.h").exists() else None
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler."""
+    inside = pathlib.Path(cuda_home() or "", "bin", "nvcc")
+    return str(inside) if inside.exists() else shutil.which("nvcc")
+
 
 def runs_here(variant: str) -> bool:
     """Whether this CPU has the variant's instructions."""
@@ -55,30 +94,58 @@ def runs_here(variant: str) -> bool:
     return not ISAS.get("avx2") or flag is None or bool(torch.cpu.get_capabilities().get(flag))
 
 
-def targets() -> dict[str, tuple[str, str, list[str]]]:
-    """File to build -> compiler, source, flags."""
+Edge = tuple[str, list[str], list[str]]  # compiler, inputs, flags
+
+
+def targets() -> dict[str, Edge]:
+    """File to build -> how."""
     flags = [*shipped("FLAGS"), "-I../../../csrc"]
-    python = [f"-isystem{path}" for path in (sysconfig.get_paths()["include"], pybind11.get_include())]
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
     made = {}
     for name, isa in VARIANTS.items():
-        extra = [*isa, *python, f"-DRDK_MODULE={MODULES[name]}", "-shared"]
-        made[MODULES[name] + suffix] = "c++", "module.cpp", [*flags, *extra]
+        extra = [*isa, *python_flags(), f"-DRDK_MODULE={MODULES[name]}", "-shared"]
+        made[MODULES[name] + SUFFIX] = "c++", ["../module.cpp"], [*flags, *extra]
     for name in SANITIZED:
-        made[DRIVERS[name]] = "c++", "check.cpp", [*flags, *VARIANTS[name], *SANITIZE]
+        made[DRIVERS[name]] = "c++", ["../check.cpp"], [*flags, *VARIANTS[name], *SANITIZE]
     if shutil.which(CROSS):
-        made["check_neon"] = CROSS, "check.cpp", [*flags, "-static"]
+        made["check_neon"] = CROSS, ["../check.cpp"], [*flags, "-static"]
+    if cuda_home():
+        for how in SIMT_BUILDS:
+            made |= simt_targets(how, flags)
     return made
+
+
+def simt_targets(how: str, flags: list[str]) -> dict[str, Edge]:
+    """The host-run device code in one of its builds: the runtime once, and what is linked with it."""
+    flags = [*flags, "-I..", f"-isystem{cuda_home() / 'include'}", "-DRDK_SIMT", *SIMT_BUILDS[how]]
+    plain = [flag for flag in flags if flag != "-fsanitize=thread"]  # the runtime, and every link
+    runtime = {
+        f"simt_{how}_{pathlib.Path(source).stem}.o": ("c++", [f"../simt/{source}"], [*plain, "-O2", "-c"])
+        for source in SIMT_RUNTIME + (SIMT_TRACE if how == "trace" else [])
+    }
+    made = dict(runtime)
+    for name, source in SIMT_PROGRAMS.items():
+        made[f"{name}_{how}.o"] = "c++", [f"../{source}"], [*flags, "-c"]
+        made[f"{name}_{how}"] = "c++", [f"{name}_{how}.o", *runtime], [*plain, "-pie"]
+    for name, source in SIMT_MODULES.items() if how != "asan" else ():
+        module = f"{name}_{how}"
+        made[f"{module}.module.o"] = "c++", [f"../{source}"], [*flags, *python_flags(), f"-DSIMT_MODULE={module}", "-c"]
+        made[module + SUFFIX] = "c++", [f"{module}.module.o", *runtime], [*plain, "-shared"]
+    return made
+
+
+def python_flags() -> list[str]:
+    return [f"-isystem{path}" for path in (sysconfig.get_paths()["include"], pybind11.get_include())]
 
 
 def build(*wanted: str) -> None:
     """Bring `wanted` (nothing: everything) up to date; raises CalledProcessError with the compiler's own message."""
     BUILD.mkdir(exist_ok=True)
     rules = "rule compile\n  command = $cxx $flags -MMD -MF $out.d $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
-    edges = [
-        f"build {out}: compile ../{source}\n  cxx = {cxx}\n  flags = {shlex.join(flags)}\n"
-        for out, (cxx, source, flags) in targets().items()
-    ]
+    rules += "rule link\n  command = $cxx $in $flags -o $out\n"
+    edges = []
+    for out, (cxx, inputs, flags) in targets().items():
+        rule = "link" if inputs[0].endswith(".o") else "compile"
+        edges.append(f"build {out}: {rule} {' '.join(inputs)}\n  cxx = {cxx}\n  flags = {shlex.join(flags)}\n")
     (BUILD / "build.ninja").write_text(rules + "".join(edges))
     subprocess.run([pathlib.Path(ninja.BIN_DIR, "ninja"), "-C", BUILD, "-j2", "--quiet", *wanted], check=True)
 

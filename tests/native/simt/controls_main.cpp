@@ -32,6 +32,8 @@ struct Buffer {
     data.reset(static_cast<T*>(p));
     simt::trace::region(p, n * sizeof(T), name);
   }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { simt::trace::forget(data.get()); }
   T& operator[](size_t i) { return data[i]; }
   T* get() const { return data.get(); }
 };

@@ -1,4 +1,4 @@
-// The threads of a block and who runs next; launches, shared memory, barriers, meetings of a warp's lanes, cp.async.
+// The threads of a block and who runs next; launches, barriers, the meetings of a warp's lanes.
 #include "simt/runtime.h"
 
 #include <algorithm>
@@ -11,89 +11,15 @@
 #include <string>
 #include <vector>
 
-#include "simt/fiber.h"
+#include "simt/machine.h"
 
 namespace simt {
+
+Machine machine;
+
 namespace {
 
-constexpr int kMaxThreads = 1024;
-constexpr size_t kWithoutOptin = 48 << 10, kSharedSpace = 256 << 10;
-
-enum class State : uint8_t { Ready, Barrier, Meeting, Done };
 const char* const kWaits[] = {"ready", "at a barrier", "in a warp collective", "done"};
-
-struct Copy {
-  void* to;
-  int bytes, group;
-  Site site;
-  alignas(16) unsigned char data[16];
-};
-
-struct Fiber {
-  Context context;
-  std::unique_ptr<Stack> stack;
-  State state;
-  int index;
-  uint3 id;
-  Site site;                 // where it waits
-  std::vector<Copy> copies;  // from `landed` on, under way
-  size_t landed;
-  int groups;  // committed
-};
-
-struct Barrier {
-  int arrived;
-  Site site;
-  int first, votes;
-  int result[2];  // by parity: the next barrier may gather before the last thread has read this one
-};
-
-struct Warp {
-  int open;
-  Meeting meetings[32];  // at most 32 masks without a lane in common
-};
-
-struct Array {
-  const void* data;
-  size_t bytes;
-};
-
-struct Machine {
-  Context main;
-  std::vector<Fiber> fibers;
-  std::vector<int> order;  // of the threads; turn: the next of it to be looked at
-  int threads, turn, ready, alive;
-  Fiber* current = nullptr;
-  Barrier barrier;
-  Warp warps[kMaxThreads / 32];
-  void (*body)(const void*);
-  const void* call;
-  char* dynamic = nullptr;
-  size_t dynamic_bytes = 0;
-  std::vector<Array> arrays;  // static shared memory of this block
-  std::vector<std::pair<const void*, size_t>> optins;
-  std::string failure;
-  uint32_t random = 1;
-
-  uint32_t draw() {
-    random ^= random << 13, random ^= random >> 17, random ^= random << 5;
-    return random;
-  }
-  template <class V>
-  void shuffle(V& v) {
-    for (size_t i = v.size(); i > 1; --i) std::swap(v[i - 1], v[draw() % i]);
-  }
-} machine;
-
-bool same(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         (a.file_name() == b.file_name() || !std::strcmp(a.file_name(), b.file_name()));
-}
-
-std::string text(const Site& site) {
-  const char* slash = std::strrchr(site.file_name(), '/');
-  return std::string(slash ? slash + 1 : site.file_name()) + ":" + std::to_string(site.line());
-}
 
 void go(Context& from, Fiber& to, bool last = false) {
   machine.current = &to;
@@ -186,25 +112,11 @@ void entry() {
   std::abort();
 }
 
-// The end of the dynamic shared memory is the end of what may be touched, to the byte.
-void place_dynamic(size_t bytes) {
-  if (!machine.dynamic) machine.dynamic = static_cast<char*>(std::aligned_alloc(1024, kSharedSpace));
-#ifdef __SANITIZE_ADDRESS__
-  __asan_unpoison_memory_region(machine.dynamic, kSharedSpace);
-  __asan_poison_memory_region(machine.dynamic + bytes, kSharedSpace - bytes);
-#endif
-  machine.dynamic_bytes = bytes;
-}
-
 void run_block(dim3 block) {
   ++where.block;
   where.barrier = 0;
   std::fill(std::begin(where.warp_sync), std::end(where.warp_sync), 0);
-  machine.arrays.clear();
-  if (machine.dynamic_bytes) {
-    std::memset(machine.dynamic, 0xff, machine.dynamic_bytes);
-    trace::shared_region(machine.dynamic, machine.dynamic_bytes, "dynamic shared memory");
-  }
+  poison_shared();
   machine.barrier = {};
   for (Warp& warp : machine.warps) warp.open = 0;
   machine.ready = machine.alive = machine.threads;
@@ -238,10 +150,7 @@ void check_launch(dim3 grid, dim3 block, size_t smem, const void* kernel) {
   if (smem > cfg.smem_limit) {
     refuse(std::to_string(smem) + " bytes of dynamic shared memory, the limit is " + std::to_string(cfg.smem_limit));
   }
-  size_t allowed = kWithoutOptin;
-  for (const auto& [who, bytes] : machine.optins) {
-    if (who == kernel) allowed = std::max(allowed, bytes);
-  }
+  const size_t allowed = allowed_shared(kernel);
   if (smem > allowed) {
     refuse(std::to_string(smem) + " bytes of dynamic shared memory, " + std::to_string(allowed) +
            " allowed to this kernel: call smem_optin");
@@ -288,39 +197,6 @@ void run(dim3 grid, dim3 block, size_t smem, const void* kernel, void (*body)(co
     run_block(block);
     if (!machine.failure.empty()) throw std::runtime_error(machine.failure);
   }
-}
-
-int smem_optin(const void* kernel, size_t bytes) {
-  if (bytes > cfg.smem_limit) return 1;  // cudaErrorInvalidValue
-  machine.optins.emplace_back(kernel, bytes);
-  return 0;
-}
-
-void* dynamic_shared() { return machine.dynamic; }
-
-void SharedArray::enter(void* data, size_t bytes, const char* name) {
-  if (block == where.block) return;
-  block = where.block;
-  std::memset(data, 0xff, bytes);
-  machine.arrays.push_back({data, bytes});
-  trace::shared_region(data, bytes, name);
-}
-
-void check_aligned(const void* p, size_t bytes, const char* what, const Site& site) {
-  if (uintptr_t(p) % bytes)
-    fail(site, "%s: misaligned address, %zu past a multiple of %zu", what, uintptr_t(p) % bytes, bytes);
-}
-
-void check_shared(const void* p, size_t bytes, const char* what, const Site& site) {
-  check_aligned(p, bytes, what, site);
-  const auto within = [&](const void* data, size_t size) {
-    return uintptr_t(p) >= uintptr_t(data) && uintptr_t(p) + bytes <= uintptr_t(data) + size;
-  };
-  if (within(machine.dynamic, machine.dynamic_bytes)) return;
-  for (const Array& a : machine.arrays) {
-    if (within(a.data, a.bytes)) return;
-  }
-  fail(site, "%s: not in the block's shared memory", what);
 }
 
 int barrier(bool vote, const Site& site) {
@@ -372,32 +248,6 @@ void meet(uint32_t mask, Finish finish, void* args, const Site& site) {
   finish(*m);
   for (uint32_t rest = mask & ~(1u << me); rest; rest &= rest - 1) wake(machine.fibers[w * 32 + __builtin_ctz(rest)]);
   *m = warp.meetings[--warp.open];
-}
-
-void cp_async16(void* smem, const void* gmem, int bytes, const Site& site) {
-  if (bytes < 0 || bytes > 16) fail(site, "cp.async: %d of 16 bytes", bytes);
-  check_shared(smem, 16, "cp.async, destination", site);
-  check_aligned(gmem, 16, "cp.async, source", site);
-  Copy copy{smem, bytes, machine.current->groups, site, {}};
-  std::memcpy(copy.data, gmem, size_t(bytes));
-  if (bytes) trace::access(gmem, bytes, trace::Op::CopyRead, site);
-  trace::access(smem, 16, trace::Op::Pending, site);
-  if (cfg.cp_early == 1 || (cfg.cp_early == 2 && machine.draw() >> 31)) std::memcpy(smem, copy.data, 16);
-  machine.current->copies.push_back(copy);
-}
-
-void cp_async_commit() { ++machine.current->groups; }
-
-void cp_async_wait(int groups) {
-  Fiber& me = *machine.current;
-  for (; me.landed < me.copies.size(); ++me.landed) {
-    const Copy& copy = me.copies[me.landed];
-    if (copy.group >= me.groups - groups) return;
-    std::memcpy(copy.to, copy.data, 16);
-    trace::access(copy.to, 16, trace::Op::CopyWrite, copy.site);
-  }
-  me.copies.clear();
-  me.landed = 0;
 }
 
 }  // namespace simt

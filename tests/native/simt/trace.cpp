@@ -1,44 +1,18 @@
-// The shadow of memory: who touched each byte last, and every warp's requests. Compiled without -fsanitize=thread.
+// Every warp's requests, place by place in the code, and the report. Compiled without -fsanitize=thread.
 #include "simt/trace.h"
 
 #include <algorithm>
 #include <array>
 #include <map>
-#include <memory>
 #include <set>
 #include <unordered_map>
 
 #include "simt/runtime.h"
+#include "simt/shadow.h"
 #include "simt/symbols.h"
 
 namespace simt::trace {
 namespace {
-
-struct Stamp {
-  uint32_t block = 0;  // 0: nobody
-  uint16_t barrier = 0, warp_sync = 0, thread = 0;
-  uint16_t point = 0;
-};
-
-// Of one byte. Blocks run one after the other: of all earlier blocks of a launch one stamp is enough, and of the
-// running one two readers are, of two warps if there are two: whoever writes next differs from one of them.
-struct Cell {
-  Stamp write, earlier_write, read[2], earlier_read, pending;
-};
-
-struct Region {
-  uintptr_t low, high;
-  bool shared;
-  std::string name;
-  size_t capacity;
-  std::unique_ptr<Cell[], decltype(&std::free)> cells{nullptr, std::free};
-
-  void reserve(size_t bytes) {
-    if (bytes <= capacity && cells) return;
-    capacity = bytes;
-    cells.reset(static_cast<Cell*>(std::calloc(bytes, sizeof(Cell))));  // zero pages until they are touched
-  }
-};
 
 struct Request {
   uint32_t mask = 0;
@@ -72,45 +46,9 @@ struct PlaceHash {
   }
 };
 
-struct Race {
-  std::string what, region;
-  size_t offset;
-  Stamp before, after;
-  std::string before_block, after_block;
-};
-
-std::vector<Region> regions;
-uintptr_t lowest = ~uintptr_t(0), highest = 0;
 std::vector<Point> points;
 std::unordered_map<Place, std::vector<uint16_t>, PlaceHash> at_place;
-std::vector<Race> races;
-std::set<std::tuple<const char*, int, int>> known;
-std::vector<std::string> blocks;  // of this launch, those that ended
-uint32_t blocks_launch = 0;
 uint64_t accesses = 0;
-
-int find_region(uintptr_t at) {
-  if (at < lowest || at >= highest) return -1;
-  for (size_t i = 0; i < regions.size(); ++i) {
-    if (at >= regions[i].low && at < regions[i].high) return int(i);
-  }
-  return -1;
-}
-
-void add_region(const void* data, size_t bytes, const char* name, bool shared) {
-  const uintptr_t low = uintptr_t(data);
-  lowest = std::min(lowest, low);
-  highest = std::max(highest, low + bytes);
-  for (Region& r : regions) {
-    if (r.low != low || r.shared != shared) continue;
-    r.reserve(bytes);
-    r.high = low + bytes;
-    r.name = name;
-    return;
-  }
-  regions.push_back({low, low + bytes, shared, name, 0});
-  regions.back().reserve(bytes);
-}
 
 // The point of a place, found last time at the same slot of a small table or else by hash.
 struct Found {
@@ -137,82 +75,6 @@ int find_point(const Place& place, Op op, int bytes, int region) {
     f = {place, bytes, region, look_up_point(place, op, bytes, region), op};
   }
   return f.point;
-}
-
-bool writes(Op op) { return op == Op::Write || op == Op::Atomic || op == Op::Pending || op == Op::CopyWrite; }
-bool in_launch(const Stamp& s) { return s.block >= where.launch_block && s.block; }
-
-// A barrier between the two, or a sync of their warp; blocks are never ordered, and lanes of a warp not by themselves.
-bool ordered(const Stamp& before, const Stamp& now) {
-  if (before.block != now.block) return false;
-  if (before.thread == now.thread || before.barrier != now.barrier) return true;
-  return before.thread / 32 == now.thread / 32 && before.warp_sync != now.warp_sync;
-}
-
-std::string block_text(uint32_t block) {
-  if (block == where.block) {
-    return "(" + std::to_string(blockIdx.x) + ", " + std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) +
-           ")";
-  }
-  return block - where.launch_block < blocks.size() ? blocks[block - where.launch_block] : "?";
-}
-
-void report_race(const char* what, const Stamp& before, const Stamp& now, const Region& r, uintptr_t at) {
-  if (!known.insert({what, before.block ? before.point : -1, now.point}).second) return;
-  races.push_back({what, r.name, at - r.low, before, now, block_text(before.block), block_text(now.block)});
-}
-
-void add_reader(Cell& c, const Stamp& now) {
-  for (Stamp& r : c.read) {
-    if (r.block == now.block) continue;
-    if (in_launch(r)) c.earlier_read = r;
-    r = {};
-  }
-  Stamp(&r)[2] = c.read;
-  for (Stamp& other : r) {  // one that what follows `now` cannot conflict with without conflicting with `now`
-    if (!other.block || ordered(other, now)) return void(other = now);
-  }
-  if (r[0].thread / 32 == r[1].thread / 32) r[1] = now;
-}
-
-void check_byte(Cell& c, const Region& r, uintptr_t at, Op op, const Stamp& now) {
-  const bool write = writes(op), atomic = op == Op::Atomic;
-  const auto clash = [&](const Stamp& before, const char* what) {
-    const bool meant = r.shared ? before.block == now.block : in_launch(before);
-    if (meant && !ordered(before, now)) report_race(what, before, now, r, at);
-  };
-  if (op == Op::CopyWrite) {
-    c.pending = {};
-  } else if (c.pending.block == now.block) {
-    report_race(write ? "write to where a cp.async may still land" : "read of what a cp.async may still write",
-                c.pending, now, r, at);
-  }
-  for (const Stamp* earlier : {&c.write, &c.earlier_write}) {
-    const Stamp& before = *earlier;
-    if (!(atomic && before.block && points[before.point].op == Op::Atomic)) {
-      clash(before, write ? "write after write" : "read after write");
-    }
-  }
-  if (!write) {
-    if (r.shared && c.write.block != now.block && c.pending.block != now.block) {
-      report_race("uninitialised read", {}, now, r, at);
-    }
-    return add_reader(c, now);
-  }
-  for (const Stamp* before : {&c.read[0], &c.read[1], &c.earlier_read}) clash(*before, "write after read");
-  if (op == Op::Pending) return void(c.pending = now);
-  if (c.write.block != now.block && in_launch(c.write)) c.earlier_write = c.write;
-  c.write = now;
-  if (!atomic) c.read[0] = c.read[1] = c.earlier_read = {};
-}
-
-void check(int region, uintptr_t at, int bytes, Op op, int thread, int point) {
-  Region& r = regions[region];
-  const Stamp now{where.block, uint16_t(where.barrier), uint16_t(where.warp_sync[thread / 32]), uint16_t(thread),
-                  uint16_t(point)};
-  const uintptr_t end = std::min(at + bytes, r.high);
-  for (uintptr_t b = at; b < end; ++b) check_byte(r.cells[b - r.low], r, b, op, now);
-  if (end < at + bytes) report_race("access past the end", {}, now, r, end);
 }
 
 void count_lane(Point& p, int thread, uintptr_t at, int bytes) {
@@ -282,7 +144,7 @@ Cost wavefronts(const Request& q, int bytes) {
 
 void tally(Point& p, const Request& q) {
   if (!q.mask) return;
-  const Cost cost = regions[p.region].shared ? wavefronts(q, p.bytes) : sectors(q);
+  const Cost cost = region_of(p.region).shared ? wavefronts(q, p.bytes) : sectors(q);
   ++p.count;
   p.lanes += uint64_t(__builtin_popcount(q.mask));
   p.units += uint64_t(cost.units);
@@ -313,13 +175,10 @@ void region(const void* data, size_t bytes, const char* name) { add_region(data,
 void shared_region(const void* data, size_t bytes, const char* name) { add_region(data, bytes, name, true); }
 
 void reset() {
-  regions.clear();
-  lowest = ~uintptr_t(0), highest = 0;
+  reset_shadow();
   points.clear();
   at_place.clear();
   found.fill({});
-  races.clear();
-  known.clear();
   accesses = 0;
 }
 
@@ -347,9 +206,7 @@ void request(const void* const (&lanes)[32], uint32_t mask, int bytes, Op op, co
 }
 
 void end_block() {
-  if (blocks_launch != where.launch_block) blocks.clear();
-  blocks_launch = where.launch_block;
-  blocks.push_back(block_text(where.block));
+  end_block_of_shadow();
   for (Point& p : points) {
     for (std::vector<Request>& warp : p.requests) {
       for (const Request& q : warp) tally(p, q);
@@ -374,7 +231,7 @@ Report report() {
   for (const Point& p : points) {
     if (!p.count) continue;
     const Line at = source(p);
-    const Region& r = regions[p.region];
+    const Region& r = region_of(p.region);
     merged[{at.file, at.line, name(p.op), r.shared ? "shared" : "global", r.name, p.bytes}].push_back(&p);
   }
   for (const auto& [key, group] : merged) {
@@ -389,7 +246,7 @@ Report report() {
                         double(units) / double(count), double(units) / double(ideal), worst});
   }
   std::set<std::string> told;  // a line once, though it may stand for several instructions
-  for (const Race& race : races) {
+  for (const Race& race : races()) {
     const auto place = [&](const Stamp& s) {
       const Line at = source(points[s.point]);
       return at.file + ":" + std::to_string(at.line);
@@ -398,8 +255,9 @@ Report report() {
       return "thread " + std::to_string(s.thread) + " of block " + block + " at " + place(s);
     };
     const std::string before = race.before.block ? place(race.before) : "";
-    if (!told.insert(race.what + race.region + before + place(race.after)).second) continue;
-    std::string text = race.what + " of " + race.region + " + " + std::to_string(race.offset) + ": ";
+    if (!told.insert(race.what + region_of(race.region).name + before + place(race.after)).second) continue;
+    std::string text =
+        std::string(race.what) + " of " + region_of(race.region).name + " + " + std::to_string(race.offset) + ": ";
     if (race.before.block) text += who(race.before, race.before_block) + ", then ";
     out.races.push_back(text + who(race.after, race.after_block));
   }

@@ -43,7 +43,8 @@ struct Report {
 constexpr bool kOn = true;
 // Accesses to memory that was never registered are not looked at; shared memory registers itself.
 void region(const void* data, size_t bytes, const char* name);
-void reset();  // forgets regions, rows and races
+void forget(const void* data);  // the region that begins there: before its memory is freed
+void reset();                   // forgets regions, rows and races
 Report report();
 void print(FILE* to);
 
@@ -56,6 +57,7 @@ void end_block();
 #else
 constexpr bool kOn = false;
 inline void region(const void*, size_t, const char*) {}
+inline void forget(const void*) {}
 inline void reset() {}
 inline Report report() { return {}; }
 inline void print(FILE*) {}
