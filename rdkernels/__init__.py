@@ -10,7 +10,7 @@ from .ops.hashed_linear import hashed_linear
 from .registry import attach_native, backends, use
 
 native.load()
-attach_native(_room.KERNEL_DTYPES)
+attach_native(_room.KERNEL_DTYPES, native.runs_on)
 
 from . import nn  # noqa: E402
 
@@ -19,7 +19,10 @@ __all__ = ["backends", "build_info", "hashed_linear", "hashing", "nn", "use"]
 
 
 def build_info() -> dict[str, str]:
-    """What runs here and why: versions, the instruction set, each compiled library or the reason it is missing."""
+    """What runs here and why: versions, the instruction set, each compiled library or the reason it is not used.
+
+    Asks for the GPU, and so starts CUDA where there is one; importing the package does not.
+    """
     import platform
 
     import torch
@@ -32,7 +35,7 @@ def build_info() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu_capability": native.ISA,
-        **{f"native_{kind}": text for kind, text in native.status.items()},
+        **{f"native_{kind}": text for kind, text in native.info().items()},
         "triton": triton.status(),
         "map_version": str(hashing.MAP_VERSION),
     }

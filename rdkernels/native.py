@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import pathlib
+import re
 
 import torch
 
@@ -40,3 +43,47 @@ def load() -> None:
         _load("cpu", "_C_base")
         status["cpu_note"] = f"{ISA}: {reason}; base used instead"
     _load("cuda", "_C_cuda")
+
+
+def serves_arch(archs: str, major: int, minor: int) -> bool:
+    """Whether code for `archs`, such as "80;90;100+PTX", runs on a GPU of compute capability `major.minor`.
+
+    Machine code runs on its own and later minors of its major ("a": on its own only), PTX on anything later.
+    """
+    for number, kind, ptx in re.findall(r"(\d+)([af]?)(\+PTX)?", archs):
+        own = divmod(int(number), 10)
+        if own == (major, minor) or (kind != "a" and own[0] == major and own[1] <= minor):
+            return True
+        if ptx and not kind and own <= (major, minor):
+            return True
+    return False
+
+
+@functools.cache
+def cuda_unused(index: int) -> str:
+    """Why GPU `index` does not run the CUDA library, "" if it does. Starts CUDA where there is a GPU."""
+    if not loaded("cuda"):
+        return status["cuda"]
+    if torch.version.cuda is None:
+        return "torch without CUDA"
+    if not torch.cuda.is_available():
+        return "no GPU"
+    library = ctypes.CDLL(str(_HERE / status["cuda"]))  # in this process already
+    archs = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, "rdk_cuda_archs"))).decode()
+    built = ctypes.c_int.in_dll(library, "rdk_cuda_version").value
+    driver = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+    if driver // 1000 < built // 1000:  # any driver of the runtime's major version serves
+        return f"the driver is for CUDA {driver // 1000}, this library for {built // 1000}: a newer driver is needed"
+    major, minor = torch.cuda.get_device_capability(index)
+    return "" if serves_arch(archs, major, minor) else f"built for {archs}, this GPU is {major}{minor}"
+
+
+def runs_on(device: torch.device) -> bool:
+    """Whether the libraries run on `device`: any CPU, a GPU that the CUDA library was built for."""
+    return device.type == "cpu" or not cuda_unused(device.index or 0)
+
+
+def info() -> dict[str, str]:
+    """`status`, and for a loaded CUDA library whether this machine's first GPU uses it. Starts CUDA if there is one."""
+    reason = cuda_unused(0) if loaded("cuda") else ""
+    return {**status, "cuda": f"{status['cuda']}, {reason}: not used" if reason else status["cuda"]}

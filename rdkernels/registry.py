@@ -84,15 +84,24 @@ def backend(name: str, backend_name: str, serves: Callable[..., bool] = lambda *
     return attach
 
 
-def attach_native(dtypes: tuple[torch.dtype, ...]) -> None:
-    """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered."""
+def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.device], bool]) -> None:
+    """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered.
+
+    `runs_on(device)` is asked at a call on a GPU, never before: it may start CUDA.
+    """
+    devices = _DEVICES if torch.version.cuda else _DEVICES[:1]  # a CPU torch pays nothing for the CUDA library
     for name, table in _PASSES.items():
         twin = f"{NAMESPACE}_native::{name}"
-        on = {d for d, key in _DEVICES if torch._C._dispatch_has_kernel_for_dispatch_key(twin, key)}
+        on = {d for d, key in devices if torch._C._dispatch_has_kernel_for_dispatch_key(twin, key)}
         if on:
             run = getattr(getattr(torch.ops, f"{NAMESPACE}_native"), name).default
             run = _as_precise_as_torch(run) if "cuda" in on else run
-            table["native"] = Backend(lambda x, *_, on=on: x.device.type in on and x.dtype in dtypes, run)
+
+            def serves(x: torch.Tensor, *_: Any, on: set[str] = on) -> bool:
+                kind = x.device.type
+                return kind in on and x.dtype in dtypes and (kind == "cpu" or runs_on(x.device))
+
+            table["native"] = Backend(serves, run)
 
 
 def _as_precise_as_torch(run: Callable) -> Callable:
