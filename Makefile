@@ -10,7 +10,7 @@ EXTRA := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 NATIVE := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 CSRC := $(filter csrc/%,$(NATIVE))
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint fmt docs bench gpu-check wheel-pure clean
+.PHONY: help demo test dev lint fmt docs bench budget static gpu-check wheel-pure clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -35,6 +35,12 @@ docs: $(VENV)/built ## the documentation as docs/_build/index.html; a warning is
 
 bench: $(VENV)/built ## ours beside torch, interleaved (BENCH="--quick --json F --plot F")
 	$(PY) -m rdkernels bench $(BENCH)
+
+budget: $(VENV)/packages ## compile the GPU kernels (needs nvcc, no GPU) and rewrite tests/budget*.json
+	$(PY) -m bench.static.cuda --write && $(PY) -m bench.static.room --write
+
+static: $(VENV)/packages ## bounds of the GPU kernels from compiled code (needs nvcc, no GPU), into docs/measured/static.*
+	$(PY) -m bench.static --write
 
 gpu-check: $(VENV)/built ## confirm the CUDA and Triton kernels on this machine's GPU (GPU_CHECK=--dry-run: without one)
 	RDK_BUILD=auto $(PY) -m pip install -q --no-build-isolation --no-deps -e .

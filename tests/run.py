@@ -35,7 +35,11 @@ def modes() -> list[tuple[str, dict[str, str], list[str]]]:
         (f"native kernels, {isa}", {"ATEN_CPU_CAPABILITY": isa}, ["--ignore=tests/native", "-k", "native"])
         for isa in LADDER.get(capability, [])
     ]
-    interpreter = ("Triton interpreter", {"TRITON_INTERPRET": "1"}, ["--ignore-glob=tests/test_triton*.py", "-k", "triton"])
+    interpreter = (
+        "Triton interpreter",
+        {"TRITON_INTERPRET": "1"},
+        ["--ignore-glob=tests/test_triton*.py", "-k", "triton"],
+    )
     return [(f"all tests, {capability.lower()}", {}, []), *lower, interpreter]
 
 

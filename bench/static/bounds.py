@@ -67,8 +67,8 @@ def cycles(
     """
     count = cubin.mix(body)
     lanes = warps * LANES
-    sync = sum(i.flops for i in body if i.warps == 1) * warps
-    wide = cubin.flops(body, warps, unnamed) - sync
+    sync = sum(i.cost for i in body if i.warps == 1) * warps
+    wide = sum((i.cost * warps / 4 if i.warps == 4 else 0 if i.cost else unnamed) for i in body if i.pipe == "tensor")
     operands = 0.0
     for i in body:
         if i.warps == 4:  # A (unless in registers) and B of a wgmma come from shared memory
@@ -114,11 +114,8 @@ def bound(
     blocks, limit = occupancy(gpu, kernel.registers, kernel.shared + dynamic, warps)
     stalls = sum(i.stall for i in kernel.body)
     latency = stalls / max(blocks, 1)
-    work = cubin.flops(kernel.body, warps, unnamed)
-    unit = "tensor"
-    if not work:  # fp32: a packed instruction works on two values
-        unit, width = "fp32", {"FFMA": 2, "FFMA2": 4, "HFMA2": 4}
-        work = sum(width.get(i.op.split(".")[0], 0) for i in kernel.body) * warps * LANES
+    work = operations(kernel.body, warps, unnamed)
+    unit = "tensor" if busy["tensor"] else "fp32"
     fastest, by = max([(time, pipe) for pipe, time in busy.items()] + [(latency, "latency")])
     slowest = busy[unit] + max(busy[pipe] for pipe in ("issue", "integer", "multiply", "memory", "l2"))
     whole = gpu.sms * gpu.ghz / 1e3
@@ -136,6 +133,13 @@ def bound(
     }
 
 
+def operations(body: tuple[cubin.Instruction, ...], warps: int, unnamed: int = 0) -> float:
+    """Multiplications and additions of a pass of a block: of the tensor cores, without them of fp32 multiply-adds."""
+    packed = {"FFMA": 2, "FFMA2": 4, "HFMA2": 4}
+    scalar = sum(packed.get(i.op.split(".")[0], 0) for i in body) * warps * LANES
+    return cubin.flops(body, warps, unnamed) or scalar
+
+
 def extra(hashed: cubin.Kernel, dense: cubin.Kernel, rows: int, warps: int) -> float:
     """Instructions per virtual weight beyond the dense kernel of the same blocks.
 
@@ -143,7 +147,7 @@ def extra(hashed: cubin.Kernel, dense: cubin.Kernel, rows: int, warps: int) -> f
     """
 
     def per_weight(kernel: cubin.Kernel) -> float:
-        weights = cubin.flops(kernel.body, warps) / (2 * rows)
+        weights = operations(kernel.body, warps) / (2 * rows)
         return len(kernel.body) * warps * LANES / weights
 
     return per_weight(hashed) - per_weight(dense)

@@ -67,6 +67,11 @@ class Instruction:
         return 2 * math.prod(_SHAPES[found[1]]) if found else 0
 
     @property
+    def cost(self) -> int:
+        """Operations of bf16 that take as long: tf32 runs at half the rate."""
+        return self.flops * (2 if ".TF32" in self.op else 1)
+
+    @property
     def warps(self) -> int:
         """Warps that issue it together."""
         return 4 if re.match(r"[HIQ]GMMA", self.op) else 1

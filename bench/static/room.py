@@ -56,6 +56,13 @@ def launch(name: str, target: str) -> tuple:
         types = types_of("dw:*fp32 order:*i64 first:*i32 total:*fp32 slots:i32")
         return k.bank_gather, types, {"SIZE": size, "BS": 256 // size, "BJ": bj, "BE": size}, plain
     what, granule, dtype, rows = name.split("-")
+    if granule == "dense":
+        from . import twins
+
+        c = room.config(what, int(rows), 4096, 4096, 32, 32, SIZES[dtype], target)
+        x, y = ("x", "y") if what == "fwd" else ("dy", "dx")
+        types = types_of(f"{x}:*{dtype} w:*{dtype} {y}:*{dtype} M:i32 N:I32 K:I32 stride:I32")
+        return getattr(twins, f"dense_{what}"), types, {"BM": c.bm, "BN": c.bn, "BK": c.bk}, c
     go, gi = GRANULES[granule]
     c = room.config(what, int(rows), 4096, 4096, go, gi, SIZES[dtype], target)
     constants = {"GO": go, "GI": gi, "BM": c.bm, "BN": c.bn, "BK": c.bk, "WIDEN": False}

@@ -1,0 +1,241 @@
+"""The CUDA kernels of csrc/*/cuda*.cu and their dense twins, compiled and counted.
+
+    python -m bench.static.cuda --write       rewrite tests/budget_cuda.json: a rise is a diff to defend
+
+Compiles two files at a time into tests/native/build/cuda; what did not change is not compiled again.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from . import bounds, cubin
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BUDGET = ROOT / "tests" / "budget_cuda.json"
+BUILD = ROOT / "tests" / "native" / "build" / "cuda"
+FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v,-warn-spills", "-DTORCH_TARGET_VERSION=0x020D000000000000"]
+TWINS = ROOT / "tests" / "native" / "dense.cu"  # the same kernels with stored weights
+TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
+
+# Dynamic shared memory of a launch, as C++ of the arguments of the kernel's template.
+DYNAMIC = {
+    "many_rows": "ManyRowsTiles<{0}, {1}>::kBytes",
+    "dense_rows": "{0}::kStages * (ManyRowsTiles<{0}, {1}>::X::kSize + ManyRowsTiles<{0}, {1}>::V::kSize)"
+    " * sizeof({0}::Value)",
+    "bank_panel": "{0}::kBytes",
+    "bank_owner": "OwnerBlock<{0}, {1}>::kBytes",
+    "few_rows": "kFewRows<{0}> * (kForwardCols + 4) * 4",
+    "few_rows_grad": "kFewRows<{0}> * (kInputGradCols + 4) * 4",
+}
+
+
+def nvcc() -> str | None:
+    """The version of nvcc, None where there is none."""
+    if not shutil.which("nvcc"):
+        return None
+    text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release [\d.]+, V([\d.]+)", text)[1]
+
+
+def sources() -> list[pathlib.Path]:
+    return [*sorted(ROOT.glob("csrc/*/cuda*.cu")), TWINS]
+
+
+def shipped_flags() -> list[str]:
+    """What setup.py gives to nvcc, where it names it; else the flags above alone."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["NVCC_FLAGS"]:
+            return ast.literal_eval(node.value)
+    return []
+
+
+def compile_(jobs: list[tuple[pathlib.Path, str]], build: pathlib.Path = BUILD) -> list[pathlib.Path]:
+    """A cubin per (source, target), two at a time; the compiler's output stands beside it as .log."""
+    build.mkdir(parents=True, exist_ok=True)
+    torch = importlib.util.find_spec("torch")
+    includes = [f"-isystem={path}/include" for path in torch.submodule_search_locations] if torch else []
+    includes += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
+    flags = list(dict.fromkeys([*shipped_flags(), *FLAGS]))
+    headers = sorted([*ROOT.glob("csrc/**/*.cuh"), *ROOT.glob("csrc/**/*.h")])
+    common = hashlib.sha256(repr((nvcc(), flags)).encode())
+    for header in headers:
+        common.update(header.read_bytes())
+
+    def one(job: tuple[pathlib.Path, str]) -> pathlib.Path:
+        source, target = job
+        key = common.copy()
+        key.update(source.read_bytes())
+        made = build / f"{source.parent.name}-{source.stem}-{target}-{key.hexdigest()[:16]}.cubin"
+        if not made.exists():
+            for old in build.glob(f"{source.parent.name}-{source.stem}-{target}-*"):
+                old.unlink()
+            aside = made.with_suffix(".part")
+            command = ["nvcc", *flags, f"-arch={target}", "-cubin", *includes, "-o", str(aside), str(source)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"{source.name} for {target}:\n{done.stderr[-4000:]}")
+            made.with_suffix(".log").write_text(done.stdout + done.stderr)
+            aside.rename(made)
+        return made
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, jobs))
+
+
+def short(name: str) -> str:
+    """`many_rows<Block<bf16, tensor, 128, 128>, Forward, tile>` of a demangled name."""
+    for number, member in _members().items():
+        name = name.replace(number, member)
+    name = re.sub(r"\b(__nv_bfloat16|__half|float)\b", lambda m: TYPES[m[1]], name)
+    return name.replace("rdk::gpu::", "").replace(" >", ">")
+
+
+@functools.cache
+def _members() -> dict[str, str]:
+    """The headers' enumerators by how a demangled name writes them."""
+    text = "\n".join(path.read_text() for path in ROOT.glob("csrc/**/*.cuh"))
+    return {
+        f"(rdk::gpu::{enum}){number}": member.strip()
+        for enum, members in re.findall(r"enum class (\w+) \{([^}]*)\}", text)
+        for number, member in enumerate(members.split(","))
+    }
+
+
+def arguments(name: str) -> list[str]:
+    """The arguments of the outermost template of `name`."""
+    inside, depth, parts = name.partition("<")[2].rstrip().removesuffix(">"), 0, [""]
+    for sign in inside:
+        depth += (sign in "<(") - (sign in ">)")
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return [part.strip() for part in parts]
+
+
+def dynamic(names: list[str], build: pathlib.Path = BUILD) -> dict[str, int]:
+    """Bytes of dynamic shared memory of kernels by their demangled names, as the headers compute them."""
+    wanted = {}
+    for name in names:
+        template = name.removeprefix("rdk::gpu::").partition("<")[0]
+        if template in DYNAMIC:
+            wanted[name] = DYNAMIC[template].format(*arguments(name))
+    lines = "\n".join(f'  std::printf("%d\\n", int({expression}));' for expression in wanted.values())
+    program = build / "shared.cu"
+    program.write_text(
+        '#include <cstdio>\n\n#include "hashed_linear/launch.cuh"\nusing namespace rdk::gpu;\n'
+        f"int main() {{\n{lines}\n}}\n"
+    )
+    includes = [f"-I{ROOT / 'csrc'}"]
+    command = ["nvcc", "-std=c++20", "-O0", "-arch=sm_80", *includes, "-o", str(build / "shared"), str(program)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    output = subprocess.run([str(build / "shared")], capture_output=True, text=True, check=True).stdout
+    return dict(zip(wanted, map(int, output.split()), strict=True))
+
+
+def compiled() -> list[tuple[str, pathlib.Path]]:
+    """Target and cubin of every source."""
+    jobs = list(itertools.product(sources(), [gpu.arch for gpu in bounds.GPUS]))
+    return [(target, made) for (_, target), made in zip(jobs, compile_(jobs), strict=True)]
+
+
+def kernels() -> dict[str, dict[str, tuple[cubin.Kernel, int]]]:
+    """`{short name: {target: (kernel, bytes of dynamic shared memory)}}` of everything compiled."""
+    found = [(target, kernel) for target, made in compiled() for kernel in cubin.read(made)]
+    shared = dynamic(sorted({kernel.name for _, kernel in found if "rdk::gpu::" in kernel.name}))
+    table: dict[str, dict[str, tuple[cubin.Kernel, int]]] = {}
+    for target, kernel in found:
+        table.setdefault(short(kernel.name), {})[target] = kernel, shared.get(kernel.name, 0)
+    return table
+
+
+def twin(name: str) -> str:
+    """The dense twin of a many-rows kernel."""
+    block, way, *_ = arguments(name)
+    return f"dense_rows<{block}, {way}>"
+
+
+def count(gpu: bounds.Gpu, kernel: cubin.Kernel, shared: int) -> dict[str, Any]:
+    """What the budget holds of a kernel."""
+    warps = max(1, kernel.threads // 32)
+    blocks, limit = bounds.occupancy(gpu, kernel.registers, kernel.shared + shared, warps)
+    return {
+        "registers": kernel.registers,
+        "spills": kernel.spills,
+        "stack": kernel.stack,
+        "threads": kernel.threads,
+        "shared": kernel.shared + shared,
+        "blocks": blocks,
+        "limit": limit,
+        "instructions": sum(i.op != "NOP" for i in kernel.code),
+        "loop": len(kernel.body),
+        "nested": kernel.nested,
+        "stalls": sum(i.stall for i in kernel.body),
+        "mma": sum(i.pipe == "tensor" for i in kernel.code),
+        "atomics": kernel.atomics,
+        "unknown": sorted({i.op for i in kernel.code if i.pipe == "unknown"}),
+        "mix": cubin.mix(kernel.body),
+        "moves": cubin.widths(kernel.body),
+    }
+
+
+def measure() -> dict[str, Any]:
+    """The budget's content: every kernel on every target; kept beside the cubins that it was read from."""
+    key = hashlib.sha256("".join(made.name for _, made in compiled()).encode())
+    for path in sorted(pathlib.Path(__file__).parent.glob("*.py")):
+        key.update(path.read_bytes())
+    kept = BUILD / f"measured-{key.hexdigest()[:16]}.json"
+    if not kept.exists():
+        for old in BUILD.glob("measured-*"):
+            old.unlink()
+        kept.write_text(written(_measure()))
+    return json.loads(kept.read_text())
+
+
+def _measure() -> dict[str, Any]:
+    found = kernels()
+    table: dict[str, dict] = {}
+    for name, targets in sorted(found.items()):
+        for gpu in bounds.GPUS:
+            if gpu.arch not in targets:
+                continue
+            kernel, shared = targets[gpu.arch]
+            entry = table.setdefault(name, {})[gpu.arch] = count(gpu, kernel, shared)
+            if name.startswith("many_rows<"):
+                rows = int(arguments(arguments(name)[0])[2])
+                dense, _ = found[twin(name)][gpu.arch]
+                entry["extra"] = round(bounds.extra(kernel, dense, rows, kernel.threads // 32), 2)
+    return {"nvcc": nvcc(), "kernels": table}
+
+
+def written(measured: dict[str, Any]) -> str:
+    """JSON with a line per kernel and target."""
+    lines = [f'{{\n "nvcc": {json.dumps(measured["nvcc"])},\n "kernels": {{']
+    for n, (name, targets) in enumerate(measured["kernels"].items()):
+        inside = ",\n".join(f"   {json.dumps(target)}: {json.dumps(entry)}" for target, entry in targets.items())
+        comma = "," if n + 1 < len(measured["kernels"]) else ""
+        lines.append(f"  {json.dumps(name)}: {{\n{inside}\n  }}{comma}")
+    return "\n".join([*lines, " }\n}\n"])
+
+
+if __name__ == "__main__":
+    text = written(measure())
+    if "--write" in sys.argv:
+        BUDGET.write_text(text)
+    else:
+        print(text, end="")
