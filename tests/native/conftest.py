@@ -18,12 +18,13 @@ def built() -> None:
 
 @pytest.fixture(scope="session")
 def load(built) -> Callable[[str], ModuleType]:
-    """`load(variant)` imports its test module."""
+    """`load(name)` imports a test module, or that of a variant."""
 
     @functools.cache
-    def module(variant: str) -> ModuleType:
-        (file,) = make.BUILD.glob(f"{make.MODULES[variant]}.*so")
-        spec = importlib.util.spec_from_file_location(make.MODULES[variant], file)
+    def module(name: str) -> ModuleType:
+        name = make.MODULES.get(name, name)
+        (file,) = make.BUILD.glob(f"{name}.*so")
+        spec = importlib.util.spec_from_file_location(name, file)
         made = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(made)
         return made

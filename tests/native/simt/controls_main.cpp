@@ -8,34 +8,24 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "controls.cu"
+#include "simt/device_memory.h"
 
 namespace {
 
 using namespace rdk::gpu;
 
-// To the byte: whatever lies past the end is not ours. Aligned as device memory is.
 template <class T>
-struct Buffer {
+struct Buffer : simt::DeviceMemory {
   size_t size;
-  std::unique_ptr<T[], decltype(&std::free)> data{nullptr, std::free};
-  Buffer(size_t n, const char* name) : size(n) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 256, n * sizeof(T))) throw std::bad_alloc();
-    data.reset(static_cast<T*>(p));
-    simt::trace::region(p, n * sizeof(T), name);
-  }
-  Buffer(const Buffer&) = delete;
-  ~Buffer() { simt::trace::forget(data.get()); }
-  T& operator[](size_t i) { return data[i]; }
-  T* get() const { return data.get(); }
+  Buffer(size_t n, const char* name) : DeviceMemory(n * sizeof(T), name), size(n) {}
+  T* get() const { return DeviceMemory::get<T>(); }
+  T& operator[](size_t i) { return get()[i]; }
 };
 
 float value(float x) { return x; }
@@ -66,7 +56,6 @@ std::string run(const Problem& p) {
   Buffer<T> a(size_t(m) * k, "A"), b(size_t(k) * n, "B");
   Buffer<float> c(size_t(m) * n, "C"), sums(size_t(m), "row sums");
   fill(a, 1, !kScalar), fill(b, 2, !kScalar);
-  for (int i = 0; i < m * n; ++i) c[i] = NAN;
   for (int i = 0; i < m; ++i) sums[i] = 0;
   if constexpr (kScalar) {
     run_sgemm(a.get(), b.get(), c.get(), sums.get(), p.size, p.bug, nullptr);

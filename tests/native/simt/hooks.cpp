@@ -35,13 +35,17 @@ void hooked(uintptr_t pc, const void* p, uintptr_t bytes, bool write);
   }
 
 extern "C" {
-SIMT_HOOKS(1)
-SIMT_HOOKS(2)
-SIMT_HOOKS(4)
-SIMT_HOOKS(8)
-SIMT_HOOKS(16) SIMT_ATOMICS(8, uint8_t) SIMT_ATOMICS(16, uint16_t) SIMT_ATOMICS(32, uint32_t) SIMT_ATOMICS(64, uint64_t)
+SIMT_HOOKS(1);
+SIMT_HOOKS(2);
+SIMT_HOOKS(4);
+SIMT_HOOKS(8);
+SIMT_HOOKS(16);
+SIMT_ATOMICS(8, uint8_t);
+SIMT_ATOMICS(16, uint16_t);
+SIMT_ATOMICS(32, uint32_t);
+SIMT_ATOMICS(64, uint64_t);
 
-    void __tsan_read_range(const void* p, uintptr_t bytes) {
+void __tsan_read_range(const void* p, uintptr_t bytes) {
   simt::trace::hooked(uintptr_t(__builtin_return_address(0)), p, bytes, false);
 }
 void __tsan_write_range(const void* p, uintptr_t bytes) {

@@ -6,12 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
-#include <string>
-
+#include "simt/device_memory.h"
 #include "simt/simt.h"
 
 namespace simt {
@@ -41,32 +36,20 @@ inline void bind(pybind11::module_& m) {
   });
 }
 
-// Device memory: an array's bytes, copied to an address aligned as cudaMalloc aligns, registered with the trace under
-// `name`, and copied back to the array by `back`. What was in the array is in it.
-class DeviceArray {
+// An array in device memory, what was in it too; `back` copies it to the array again.
+class DeviceArray : public DeviceMemory {
  public:
-  DeviceArray(pybind11::array host, const char* name) : host_(std::move(host)), bytes_(size_t(host_.nbytes())) {
-    void* p = nullptr;
-    if (posix_memalign(&p, 256, std::max<size_t>(bytes_, 1))) throw std::bad_alloc();
-    data_.reset(p);
-    std::memcpy(p, host_.data(), bytes_);
-    trace::region(p, bytes_, name);
-  }
-  DeviceArray(const DeviceArray&) = delete;
-  ~DeviceArray() { trace::forget(data_.get()); }
-  template <class T>
-  T* get() const {
-    return static_cast<T*>(data_.get());
+  DeviceArray(const pybind11::array& host, const char* name) : DeviceMemory(size_t(host.nbytes()), name), host_(host) {
+    if (!(host.flags() & pybind11::array::c_style)) throw pybind11::value_error("expected a contiguous array");
+    std::memcpy(get<void>(), host.data(), bytes());
   }
   pybind11::array back() {
-    std::memcpy(host_.mutable_data(), data_.get(), bytes_);
+    std::memcpy(host_.mutable_data(), get<void>(), bytes());
     return host_;
   }
 
  private:
   pybind11::array host_;
-  size_t bytes_;
-  std::unique_ptr<void, decltype(&std::free)> data_{nullptr, std::free};
 };
 
 }  // namespace simt

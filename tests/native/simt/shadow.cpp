@@ -25,7 +25,7 @@ void list_live() {
     if (regions[i].low == regions[i].high) continue;
     live.push_back(int(i));
     lowest = std::min(lowest, regions[i].low);
-    highest = std::max(highest, regions[i].high);
+    highest = std::max(highest, regions[i].high + regions[i].slack);
   }
 }
 
@@ -99,7 +99,7 @@ void check_byte(Cell& c, const Region& r, uintptr_t at, Op op, const Stamp& now)
 
 }  // namespace
 
-void add_region(const void* data, size_t bytes, const char* name, bool shared) {
+void add_region(const void* data, size_t bytes, const char* name, size_t slack, bool shared) {
   const uintptr_t low = uintptr_t(data), high = low + bytes;
   Region* mine = nullptr;
   for (Region& r : regions) {
@@ -112,7 +112,7 @@ void add_region(const void* data, size_t bytes, const char* name, bool shared) {
     regions.push_back({name, shared});
     mine = &regions.back();
   }
-  mine->low = low, mine->high = high;
+  mine->low = low, mine->high = high, mine->slack = slack;
   if (bytes > mine->capacity) {
     mine->capacity = bytes;
     mine->cells.reset(static_cast<Cell*>(std::calloc(bytes, sizeof(Cell))));  // zero pages until they are touched
@@ -132,7 +132,7 @@ void forget(const void* data) {
 int find_region(uintptr_t at) {
   if (at < lowest || at >= highest) return -1;
   for (int i : live) {
-    if (at >= regions[i].low && at < regions[i].high) return i;
+    if (at >= regions[i].low && at < regions[i].high + regions[i].slack) return i;
   }
   return -1;
 }
@@ -150,7 +150,7 @@ void check(int region, uintptr_t at, int bytes, Op op, int thread, int point) {
   now.point = uint16_t(point);
   const uintptr_t end = std::min(at + bytes, r.high);
   for (uintptr_t b = at; b < end; ++b) check_byte(r.cells[b - r.low], r, b, op, now);
-  if (end < at + bytes) report_race("access past the end", {}, now, r, end);
+  if (at + bytes > r.high) report_race("access past the end", {}, now, r, std::max(at, r.high));
 }
 
 const std::vector<Race>& races() { return found; }

@@ -30,7 +30,7 @@ struct Region {
   std::string name;
   bool shared;
   uintptr_t low = 0, high = 0;  // empty: forgotten; it keeps its number for a later one of its name
-  size_t capacity = 0;
+  size_t slack = 0, capacity = 0;
   std::unique_ptr<Cell[], decltype(&std::free)> cells{nullptr, std::free};
 };
 
@@ -42,8 +42,8 @@ struct Race {
   std::string before_block, after_block;
 };
 
-void add_region(const void* data, size_t bytes, const char* name, bool shared);
-int find_region(uintptr_t at);  // or -1
+void add_region(const void* data, size_t bytes, const char* name, size_t slack, bool shared);
+int find_region(uintptr_t at);  // the region, with its slack, or -1
 const Region& region_of(int number);
 // Records an access by `thread` of the running block.
 void check(int region, uintptr_t at, int bytes, Op op, int thread, int point);

@@ -171,8 +171,10 @@ const char* name(Op op) {
 
 }  // namespace
 
-void region(const void* data, size_t bytes, const char* name) { add_region(data, bytes, name, false); }
-void shared_region(const void* data, size_t bytes, const char* name) { add_region(data, bytes, name, true); }
+void region(const void* data, size_t bytes, const char* name, size_t slack) {
+  add_region(data, bytes, name, slack, false);
+}
+void shared_region(const void* data, size_t bytes, const char* name) { add_region(data, bytes, name, 0, true); }
 
 void reset() {
   reset_shadow();

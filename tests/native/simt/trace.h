@@ -41,8 +41,9 @@ struct Report {
 
 #ifdef SIMT_TRACE
 constexpr bool kOn = true;
-// Accesses to memory that was never registered are not looked at; shared memory registers itself.
-void region(const void* data, size_t bytes, const char* name);
+// Accesses to memory that was never registered are not looked at; shared memory registers itself. The `slack` bytes
+// past the end are nobody's: an access there is reported.
+void region(const void* data, size_t bytes, const char* name, size_t slack = 0);
 void forget(const void* data);  // the region that begins there: before its memory is freed
 void reset();                   // forgets regions, rows and races
 Report report();
@@ -56,7 +57,7 @@ void request(const void* const (&lanes)[32], uint32_t mask, int bytes, Op op, co
 void end_block();
 #else
 constexpr bool kOn = false;
-inline void region(const void*, size_t, const char*) {}
+inline void region(const void*, size_t, const char*, size_t = 0) {}
 inline void forget(const void*) {}
 inline void reset() {}
 inline Report report() { return {}; }
