@@ -190,6 +190,7 @@ class Contract:
     op: str
     cases: Sequence[Case]
     smoke: Sequence[str]  # names of the cases for the checks that take long
+    backends: Sequence[str] = registry.ORDER  # the lanes that it runs on
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if not hasattr(metafunc.function, "over"):
@@ -200,7 +201,7 @@ class Contract:
         runs = [
             pytest.param(lane, case, id=f"{lane}-{case.name}")
             for lane in lanes(self.op)
-            if lane.kind in kinds and lane.backend in backends
+            if lane.kind in kinds and lane.backend in backends and lane.backend in self.backends
             for case in cases
             if not lane.slow or case.flops() <= (INTERPRETER_FLOPS if every else SLOW_FLOPS * (case.name in self.smoke))
         ]

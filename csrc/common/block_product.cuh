@@ -62,6 +62,12 @@ struct Tile {
   }
 };
 
+// Sums of fp32 values are settled every kChain of depth: one long chain of roundings would lose to torch's blocks of
+// them. The rounding of a 16-bit result hides it.
+template <class T>
+constexpr bool kSettles = sizeof(T) == 4;
+constexpr int kChain = 256;
+
 // One warp's kM x kN part of a block product, in fp32 registers: rows from `row`, columns from `col`, multiples of kM
 // and kN. A is [rows][depth] (kTransA: [depth][rows]), B is [columns][depth] (kTransB: [depth][columns]).
 //
@@ -72,6 +78,7 @@ struct WarpProduct {
   static constexpr int kStep = 32 / sizeof(T);  // depth of one step
   static constexpr int kTilesM = kM / 16, kTilesN = kN / 8;
   float acc[kTilesM][kTilesN][4] = {};
+  float total[kSettles<T> ? kTilesM : 1][kTilesN][4] = {};
 
   RDK_DEVICE WarpProduct(int row, int col) {
     const int lane = lane_id(), g = lane / 4, t = lane % 4;
@@ -117,7 +124,21 @@ struct WarpProduct {
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) fn(16 * i + g + e / 2 * 8, 8 * j + 2 * t + e % 2, acc[i][j][e]);
+        for (int e = 0; e < 4; ++e) {
+          const float settled = kSettles<T> ? total[i][j][e] : 0.0f;
+          fn(16 * i + g + e / 2 * 8, 8 * j + 2 * t + e % 2, settled + acc[i][j][e]);
+        }
+      }
+    }
+  }
+
+  RDK_DEVICE void settle() {
+    if constexpr (kSettles<T>) {
+#pragma unroll
+      for (int n = 0; n < kTilesM * kTilesN * 4; ++n) {
+        const int i = n / (kTilesN * 4), j = n / 4 % kTilesN, e = n % 4;
+        total[i][j][e] += acc[i][j][e];
+        acc[i][j][e] = 0.0f;
       }
     }
   }
@@ -169,6 +190,7 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
   static constexpr int kStep = 4, kRows = kM / 8, kCols = kN / 4;
   static_assert(kRows % 4 == 0 && kCols % 4 == 0);
   float acc[kRows][kCols] = {};
+  float total[kRows][kCols] = {};
   const int row, col;
 
   RDK_DEVICE WarpProduct(int row, int col) : row(row), col(col) {}
@@ -205,7 +227,15 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < kCols; ++j) fn(row_of(i), col_of(j), acc[i][j]);
+      for (int j = 0; j < kCols; ++j) fn(row_of(i), col_of(j), total[i][j] + acc[i][j]);
+    }
+  }
+
+  RDK_DEVICE void settle() {
+#pragma unroll
+    for (int n = 0; n < kRows * kCols; ++n) {
+      total[n / kCols][n % kCols] += acc[n / kCols][n % kCols];
+      acc[n / kCols][n % kCols] = 0.0f;
     }
   }
 
@@ -241,6 +271,17 @@ template <int kRows, int kCols>
 constexpr int drain_bytes() {
   return kRows * (kCols + 8) * int(sizeof(float));
 }
+
+// A long sum of few values: what rounding takes away is carried along (Kahan), but for infinities and NaN.
+struct LongSum {
+  float sum = 0.0f, lost = 0.0f;
+
+  RDK_DEVICE void add(float v) {
+    const float y = v - lost, t = sum + y;
+    lost = fabsf(t) <= 3.402823466e38f ? (t - sum) - y : 0.0f;
+    sum = t;
+  }
+};
 
 RDK_DEVICE float to_float(float x) { return x; }
 RDK_DEVICE float to_float(Half x) { return __half2float(x); }

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Valu
     for (int k = 0; k < Block::kK; k += Block::Product::kStep) {
       product.step(stage(step), stage(step) + Y::kSize, k);
     }
+    if (kSettles<T> && (step + 1) * Block::kK % kChain == 0) product.settle();
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -78,25 +79,29 @@ __global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Valu
       });
 }
 
-// total[slot] = (more ? total[slot] : 0) + its members in the panel that starts with granule (p0, q0). A thread owns
-// kQuad consecutive values of a slot, which no xor of the map takes apart.
+// part[piece, slot] = (more ? part[piece, slot] : 0) + a fixed piece of its members in the panel that starts with
+// granule (p0, q0). A thread owns kQuad consecutive values of a slot, which no xor of the map takes apart.
 template <int kQuad>
 __global__ void __launch_bounds__(128) bank_gather(const float* panel, int width, Members members, Map map, int p0,
-                                                   int q0, int64_t size, bool more, float* total) {
+                                                   int q0, int64_t size, bool more, float* part) {
   const int64_t at = (int64_t(blockIdx.x) * 128 + threadIdx.x) * kQuad;
   if (at >= size) return;
   const int go = 1 << map.go_shift, gi = 1 << map.gi_shift, within = int(at & (go * gi - 1));
   const int slot = int(at >> (map.go_shift + map.gi_shift)), row = within >> map.gi_shift, col = within & (gi - 1);
-  float sums[kQuad];
+  const int begin = members.first[slot], count = members.first[slot + 1] - begin, pieces = gridDim.y,
+            piece = blockIdx.y;
+  const int low = begin + int(int64_t(count) * piece / pieces),
+            high = begin + int(int64_t(count) * (piece + 1) / pieces);
+  float* const total = part + piece * size;
+  LongSum sums[kQuad];
 #pragma unroll
-  for (int i = 0; i < kQuad; ++i) sums[i] = more ? total[at + i] : 0.0f;
-  const int last = members.first[slot + 1];
+  for (int i = 0; i < kQuad; ++i) sums[i].sum = more ? total[at + i] : 0.0f;
 #pragma unroll 4
-  for (int n = members.first[slot]; n < last; ++n) {
+  for (int n = low; n < high; ++n) {
     const int granule = members.order[n], p = granule / members.across, q = granule % members.across;
     const uint32_t h = hash_finish(hash_prefix(uint32_t(p0 + p), map.seed) + uint32_t(q0 + q) * kPrime3);
     if constexpr (kQuad == 1) {
-      sums[0] += __uint_as_float(__float_as_uint(panel[int64_t(p) * width + q]) ^ h << 31);
+      sums[0].add(__uint_as_float(__float_as_uint(panel[int64_t(p) * width + q]) ^ h << 31));
     } else {
       const uint32_t aux = aux_of(h);
       // both xors are their own inverse
@@ -106,14 +111,14 @@ __global__ void __launch_bounds__(128) bank_gather(const float* panel, int width
 #pragma unroll
       for (int i = 0; i < kQuad; ++i) {
         const int lane = (c + i) % 16, shift = 31 - lane / 2 - lane % 2 * 16;
-        sums[i] += __uint_as_float(__float_as_uint(values[i]) ^ ((aux << shift) & kSignBit));
+        sums[i].add(__uint_as_float(__float_as_uint(values[i]) ^ ((aux << shift) & kSignBit)));
       }
     }
   }
   if constexpr (kQuad == 4) {
-    store16(total + at, words(make_float4(sums[0], sums[1], sums[2], sums[3])));
+    store16(total + at, words(make_float4(sums[0].sum, sums[1].sum, sums[2].sum, sums[3].sum)));
   } else {
-    total[at] = sums[0];
+    total[at] = sums[0].sum;
   }
 }
 
@@ -187,6 +192,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int k = 0; k < Block::kK / kWarps; k += Block::Product::kStep) {
         product.step(stage, stage + Side::kSize, warp_id() * (Block::kK / kWarps) + k);
       }
+      if (kSettles<T> && (step + 1) * (Block::kK / kWarps) % kChain == 0) product.settle();
     }
     const Member to = member(at);
     const int xor_r = int(to.aux >> 24 & map.go_mask() & 31u), xor_c = int((to.aux >> 8 & map.vector_mask() & 1u) * 16);

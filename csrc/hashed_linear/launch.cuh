@@ -202,7 +202,7 @@ Path product(const Strided<T>& x, const T* bank, int64_t bank_size, const Map& m
   return Path::many_rows;
 }
 
-// How many 32 x 32 blocks of slots share the members among them: a few slots with many members are cut into pieces.
+// A few slots with many members: these are cut into pieces, so that `blocks` of work become enough.
 inline int pieces_of(int64_t blocks, int64_t granules, int64_t slots) {
   return int(std::clamp<int64_t>(std::min(kBusy / std::max<int64_t>(blocks, 1), granules / slots), 1, 64));
 }
@@ -242,7 +242,9 @@ void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const 
   const Region panel = first_panel(map, down, across);
   const int64_t values = (int64_t(panel.down) << map.go_shift) * panel_width(map, panel.across);
   float* const dv = static_cast<float*>(memory.take(values * sizeof(float)));
-  float* const total = static_cast<float*>(memory.take(out.size * sizeof(float)));
+  const int quad = map.element() ? 1 : 4,
+            pieces = pieces_of(blocks_of(out.size, 128 * quad), int64_t(panel.down) * panel.across, map.slots);
+  float* const parts = static_cast<float*>(memory.take(pieces * out.size * int64_t(sizeof(float))));
   opt_in(bank_panel<Block>, Block::kBytes, device);
   bool more = false;
   for (int p0 = 0; p0 < down; p0 += panel.down) {
@@ -255,17 +257,17 @@ void panel_bank_grad(const Rows<T>& dy, const Rows<T>& x, const Map& map, const 
       check_launch("bank_panel");
       const Members members = memory.members(map, here, device);
       if (map.element()) {
-        RDK_LAUNCH((bank_gather<1>), dim3(blocks_of(out.size, 128)), dim3(128), 0, device.stream, dv, width, members,
-                   map, p0, q0, out.size, more, total);
+        RDK_LAUNCH((bank_gather<1>), dim3(blocks_of(out.size, 128), pieces), dim3(128), 0, device.stream, dv, width,
+                   members, map, p0, q0, out.size, more, parts);
       } else {
-        RDK_LAUNCH((bank_gather<4>), dim3(blocks_of(out.size, 512)), dim3(128), 0, device.stream, dv, width, members,
-                   map, p0, q0, out.size, more, total);
+        RDK_LAUNCH((bank_gather<4>), dim3(blocks_of(out.size, 512), pieces), dim3(128), 0, device.stream, dv, width,
+                   members, map, p0, q0, out.size, more, parts);
       }
       check_launch("bank_gather");
       more = true;
     }
   }
-  out.finish(total, 1, device);
+  out.finish(parts, pieces, device);
 }
 
 // dbank = scale * the sums of each slot's members.

@@ -37,9 +37,11 @@ struct Output {
     T* to = y + int64_t(r) * cols + c;
     if (n == 4 && cols % 4 == 0) {
       if constexpr (sizeof(T) == 4) {
-        store16(to, *reinterpret_cast<const uint4*>(out));
+        store16(to, words(make_float4(out[0], out[1], out[2], out[3])));
       } else {
-        store8(to, *reinterpret_cast<const uint2*>(out));
+        uint2 packed;
+        memcpy(&packed, out, 8);
+        store8(to, packed);
       }
     } else {
       for (int i = 0; i < n; ++i) to[i] = out[i];
@@ -144,6 +146,7 @@ __global__ void __launch_bounds__(kThreads) many_rows(ManyRowsArgs<typename Bloc
     stage = stage == kStages - 1 ? 0 : stage + 1;
     buffer ^= 1;
     if (next < last) decode.store(decoded + buffer * V::kSize);
+    if (kSettles<T> && (next - begin) % kChain == 0) product.settle();
   }
   cp_async_wait<0>();
   __syncthreads();
@@ -167,9 +170,9 @@ __global__ void __launch_bounds__(256)
     combine(const float* partial, int parts, int64_t size, int cols, const T* bias, float scale, T* y) {
   const int64_t at = int64_t(blockIdx.x) * 256 + threadIdx.x;
   if (at >= size) return;
-  float sum = 0.0f;
-  for (int part = 0; part < parts; ++part) sum += partial[part * size + at];
-  y[at] = from_float<T>(scale * sum + (bias ? to_float(bias[at % cols]) : 0.0f));
+  LongSum sum;
+  for (int part = 0; part < parts; ++part) sum.add(partial[part * size + at]);
+  y[at] = from_float<T>(scale * sum.sum + (bias ? to_float(bias[at % cols]) : 0.0f));
 }
 
 // Any strides to aligned rows, with a column of ones after them where `ones`.

@@ -7,6 +7,8 @@
     check_neon             the driver for aarch64, for an emulator
     controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program
     simt_<build>           and as a pybind11 module
+    cuda_<build>           the hashed linear CUDA kernels, both ways (cuda_main.cpp, cuda_module.cpp)
+    mutant_<n>_<build>     the program with a fault in the kernels (mutants.py)
 
 A variant is an instruction set of the shipped build with its flags, or `wide`: the sixteen-lane source that AVX-512
 gets (its register blocks, transposes and accumulators), compiled for AVX2. Device code is built for the host (simt/)
@@ -32,6 +34,9 @@ import pybind11
 import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from native import mutants  # noqa: E402  also where this file is the program
+
 ROOT = HERE.parents[1]
 BUILD = HERE / "build"
 CROSS = "aarch64-linux-gnu-g++"
@@ -63,8 +68,9 @@ SIMT_BUILDS = {
 }
 SIMT_RUNTIME = ["fiber.cpp", "runtime.cpp", "memory.cpp", "collectives.cpp"]
 SIMT_TRACE = ["trace.cpp", "shadow.cpp", "hooks.cpp"]
-SIMT_PROGRAMS = {"controls": "simt/controls_main.cpp"}  # name -> source, built in every way
-SIMT_MODULES = {"simt": "simt/controls_module.cpp"}  # likewise, but for the sanitizers, which are for programs
+SIMT_PROGRAMS = {"controls": "simt/controls_main.cpp", "cuda": "cuda_main.cpp"}  # name -> source, built in every way
+# likewise, but for the sanitizers, which are for programs
+SIMT_MODULES = {"simt": "simt/controls_module.cpp", "cuda": "cuda_module.cpp"}
 CUDA_MISSING = (
     "no CUDA headers: install a CUDA toolkit (or pip install nvidia-cuda-runtime nvidia-cuda-nvcc nvidia-cuda-crt "
     "nvidia-cuda-cccl), and set CUDA_HOME to the folder that has include/cuda_fp16.h"
@@ -116,7 +122,14 @@ def targets() -> dict[str, Edge]:
 
 def simt_targets(how: str, flags: list[str]) -> dict[str, Edge]:
     """The host-run device code in one of its builds: the runtime once, and what is linked with it."""
-    flags = [*flags, "-I..", f"-isystem{cuda_home() / 'include'}", "-DRDK_SIMT", *SIMT_BUILDS[how]]
+    flags = [
+        *flags,
+        "-I..",
+        f"-isystem{cuda_home() / 'include'}",
+        "-DRDK_SIMT",
+        "-Wno-unknown-pragmas",
+        *SIMT_BUILDS[how],
+    ]
     plain = [flag for flag in flags if flag != "-fsanitize=thread"]  # the runtime, and every link
     runtime = {
         f"simt_{how}_{pathlib.Path(source).stem}.o": ("c++", [f"../simt/{source}"], [*plain, "-O2", "-c"])
@@ -130,6 +143,11 @@ def simt_targets(how: str, flags: list[str]) -> dict[str, Edge]:
         module = f"{name}_{how}"
         made[f"{module}.module.o"] = "c++", [f"../{source}"], [*flags, *python_flags(), f"-DSIMT_MODULE={module}", "-c"]
         made[module + SUFFIX] = "c++", [f"{module}.module.o", *runtime], [*plain, "-shared"]
+    for n, mutant in enumerate(mutants.MUTANTS):
+        if how in mutants.builds(mutant):
+            first = [f"-Imutants/{n}", "-DRDK_ONLY_BF16", *(flag for flag in flags if flag != "-O2")]
+            made[f"mutant_{n}_{how}.o"] = "c++", ["../cuda_main.cpp"], [*first, "-O1", "-c"]
+            made[f"mutant_{n}_{how}"] = "c++", [f"mutant_{n}_{how}.o", *runtime], [*plain, "-pie"]
     return made
 
 
@@ -140,6 +158,8 @@ def python_flags() -> list[str]:
 def build(*wanted: str) -> None:
     """Bring `wanted` (nothing: everything) up to date; raises CalledProcessError with the compiler's own message."""
     BUILD.mkdir(exist_ok=True)
+    for n, mutant in enumerate(mutants.MUTANTS):
+        mutants.write(mutant, BUILD / "mutants" / str(n))
     rules = "rule compile\n  command = $cxx $flags -MMD -MF $out.d $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
     rules += "rule link\n  command = $cxx $in $flags -o $out\n"
     edges = []

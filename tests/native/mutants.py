@@ -6,7 +6,10 @@ A rung is a host build of the kernels (`values`, `asan`, `trace`) or the trace's
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,11 @@ MUTANTS = (
     ),
     Mutant("decoded over the block being read", MANY, "    buffer ^= 1;\n", "", ("trace",)),
     Mutant(
-        "no barrier before the next turn of a warp", FEW, "      });\n    }\n    __syncthreads();\n", "      });\n    }\n", ("trace",)
+        "no barrier before the next turn of a warp",
+        FEW,
+        "      });\n    }\n    __syncthreads();\n",
+        "      });\n    }\n",
+        ("trace",),
     ),
     Mutant(
         "no mask on load",
@@ -50,7 +57,9 @@ MUTANTS = (
         "",
         ("asan",),
     ),
-    Mutant("no mask on store", MANY, "    if (r >= rows || c >= cols) return;\n", "    if (c >= cols) return;\n", ("asan",)),
+    Mutant(
+        "no mask on store", MANY, "    if (r >= rows || c >= cols) return;\n", "    if (c >= cols) return;\n", ("asan",)
+    ),
     Mutant(
         "what sticks out of V not cleared",
         MANY,
@@ -80,5 +89,23 @@ MUTANTS = (
         "for (int slot = before + 1; slot <= key; ++slot) first[slot] = n + (n > 0 && n < granules);",
         ("values",),
     ),
-    Mutant("signs of the wrong lanes", WEIGHTS, "(aux << (15 - n)) & 0x80008000u", "(aux << n) & 0x80008000u", ("values",)),
+    Mutant(
+        "signs of the wrong lanes", WEIGHTS, "(aux << (15 - n)) & 0x80008000u", "(aux << n) & 0x80008000u", ("values",)
+    ),
 )
+
+
+def builds(mutant: Mutant) -> tuple[str, ...]:
+    """The host builds that its rungs need: the budget reads the trace."""
+    return tuple(dict.fromkeys("trace" if rung == "budget" else rung for rung in mutant.caught_by))
+
+
+def write(mutant: Mutant, folder: pathlib.Path) -> None:
+    """The mutated header under `folder`, as an include path that goes before csrc; written only where it changed."""
+    text = (ROOT / mutant.file).read_text()
+    assert text.count(mutant.old) == 1, f"{mutant.name}: {text.count(mutant.old)} places in {mutant.file}"
+    to = folder / pathlib.Path(mutant.file).relative_to("csrc")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    made = text.replace(mutant.old, mutant.new)
+    if not to.exists() or to.read_text() != made:
+        to.write_text(made)
