@@ -33,6 +33,7 @@ class Backend:
 
 
 _PASSES: dict[str, dict[str, Backend]] = {}  # pass -> backend name -> implementation
+_ORDERS: dict[str, Callable[..., tuple[str, ...]]] = {}  # pass -> what orders its backends on a GPU, if not ORDER
 _FAMILY: dict[str, list[str]] = {}  # operation -> its passes
 _traces: list[list[tuple[str, str]]] = []
 
@@ -84,6 +85,11 @@ def backend(name: str, backend_name: str, serves: Callable[..., bool] = lambda *
     return attach
 
 
+def order(name: str, rule: Callable[..., tuple[str, ...]]) -> None:
+    """On a GPU, the backends of pass `name` are asked in the order `rule(*args)`, not in that of `ORDER`."""
+    _ORDERS[name] = rule
+
+
 def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.device], bool]) -> None:
     """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered.
 
@@ -117,9 +123,10 @@ def _as_precise_as_torch(run: Callable) -> Callable:
 
 
 def pick(name: str, args: tuple) -> Callable[..., Any]:
-    """The implementation of pass `name` for this call: the forced backend, else the first of `ORDER` that serves."""
+    """The implementation of pass `name` for this call: the forced backend, else the first in order that serves."""
     table = _PASSES[name]
-    for candidate in (_forced,) if _forced else ORDER:
+    ordered = _ORDERS[name](*args) if name in _ORDERS and args[0].is_cuda else ORDER
+    for candidate in (_forced,) if _forced else ordered:
         entry = table.get(candidate)
         if entry is not None and entry.serves(*args):
             for record in _traces:

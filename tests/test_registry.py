@@ -133,3 +133,32 @@ def test_build_info_names_everything() -> None:
     info = rd.build_info()
     assert {"rdkernels", "torch", "cpu_capability", "native_cpu", "native_cuda", "triton", "map_version"} <= set(info)
     assert all(isinstance(text, str) and text for text in info.values())
+
+
+def test_order_on_a_gpu_is_the_table():
+    """The entries hold from their capability on, for 16-bit dtypes; everything else keeps the common order."""
+    from rdkernels.ops.hashed_linear import order
+
+    sizes = {"one": 1, "few": 8, "many": 512, "any": 512}
+    granules = {"element": (1, 1), "chunk": (1, 16), "tile": (32, 32)}
+    for name in ("fwd", "bwd_x", "bwd_bank"):
+        for size in ("any",) if name == "bwd_bank" else ("one", "few", "many"):
+            for granule, (go, gi) in granules.items():
+                least = order.FROM.get((name, size, granule))
+                for capability in ((8, 0), (9, 0), (10, 0)):
+                    first = "triton" if least is not None and capability >= least else "native"
+                    assert order.choose(name, sizes[size], go, gi, 2, capability)[0] == first
+                    assert order.choose(name, sizes[size], go, gi, 4, capability) == registry.ORDER
+    assert set(order.TRITON_FIRST) == set(registry.ORDER)
+
+
+def test_pick_follows_the_order_of_a_gpu(monkeypatch):
+    """Only where the leading tensor is on a GPU, and never against a forced backend."""
+    tables = {"native": registry.Backend(lambda *_: True, "n"), "triton": registry.Backend(lambda *_: True, "t")}
+    monkeypatch.setitem(registry._PASSES, "made_up", tables)
+    monkeypatch.setitem(registry._ORDERS, "made_up", lambda x: ("triton", "native"))
+    on_gpu = type("OnGpu", (), {"is_cuda": True})()
+    assert registry.pick("made_up", (on_gpu,)) == "t"
+    assert registry.pick("made_up", (torch.empty(1),)) == "n"
+    with registry.use("native"):
+        assert registry.pick("made_up", (on_gpu,)) == "n"

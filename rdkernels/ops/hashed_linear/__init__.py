@@ -42,7 +42,7 @@ define_native("hashed_linear_path() -> int")
 define_native("hashed_linear_cuda_path() -> int")
 PATHS = ("none", "few_rows", "many_rows", "bank_grad")  # of the native kernels' last call, by these two
 
-from . import reference, triton  # noqa: E402,F401  they attach themselves to the passes above
+from . import order, reference, triton  # noqa: E402,F401  they attach themselves to the passes above
 
 _ops: Any = torch.ops.rdkernels
 Map = tuple[int, int, int, float]  # go, gi, seed, scale
