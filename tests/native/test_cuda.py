@@ -156,7 +156,7 @@ def test_program(how: str, dtype: str, order: int, early: int, drive) -> None:
 
 
 def conflicts(program: str, drive, dtype: str = "bf16") -> dict[str, float]:
-    """`problem | file: text of the line | op space bytes` -> sectors or wavefronts a request, to the fewest possible."""
+    """`problem | file: text of the line | op space bytes` -> sectors or wavefronts a request, to the fewest."""
     done = drive(program, dtype, "0", "0", "even")
     found: dict[str, float] = {}
     for line in done.stdout.splitlines():
