@@ -13,9 +13,11 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +28,7 @@ from . import bounds, cubin
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "budget_cuda.json"
 BUILD = ROOT / "tests" / "native" / "build" / "cuda"
-FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v,-warn-spills", "-DTORCH_TARGET_VERSION=0x020D000000000000"]
+FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v,-warn-spills", "-DTORCH_TARGET_VERSION=0x020D000000000000"]
 TWINS = ROOT / "tests" / "native" / "dense.cu"  # the same kernels with stored weights
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
@@ -42,11 +44,23 @@ DYNAMIC = {
 }
 
 
+def compiler() -> str | None:
+    """nvcc: CUDA_HOME's, that on PATH, or the one that pip installed."""
+    places = [pathlib.Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
+    if shutil.which("nvcc") and not places:
+        return shutil.which("nvcc")
+    found = importlib.util.find_spec("nvidia")
+    places += [
+        home for path in (found.submodule_search_locations if found else ()) for home in pathlib.Path(path).glob("cu*")
+    ]
+    return next((str(home / "bin" / "nvcc") for home in places if (home / "bin" / "nvcc").exists()), None)
+
+
 def nvcc() -> str | None:
     """The version of nvcc, None where there is none."""
-    if not shutil.which("nvcc"):
+    if not (command := compiler()):
         return None
-    text = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout
     return re.search(r"release [\d.]+, V([\d.]+)", text)[1]
 
 
@@ -68,7 +82,7 @@ def compile_(jobs: list[tuple[pathlib.Path, str]], build: pathlib.Path = BUILD) 
     torch = importlib.util.find_spec("torch")
     includes = [f"-isystem={path}/include" for path in torch.submodule_search_locations] if torch else []
     includes += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
-    flags = list(dict.fromkeys([*shipped_flags(), *FLAGS]))
+    flags = [*shipped_flags(), *(flag for flag in FLAGS if flag not in shipped_flags())]
     headers = sorted([*ROOT.glob("csrc/**/*.cuh"), *ROOT.glob("csrc/**/*.h")])
     common = hashlib.sha256(repr((nvcc(), flags)).encode())
     for header in headers:
@@ -83,7 +97,7 @@ def compile_(jobs: list[tuple[pathlib.Path, str]], build: pathlib.Path = BUILD) 
             for old in build.glob(f"{source.parent.name}-{source.stem}-{target}-*"):
                 old.unlink()
             aside = made.with_suffix(".part")
-            command = ["nvcc", *flags, f"-arch={target}", "-cubin", *includes, "-o", str(aside), str(source)]
+            command = [compiler(), *flags, f"-arch={target}", "-cubin", *includes, "-o", str(aside), str(source)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise RuntimeError(f"{source.name} for {target}:\n{done.stderr[-4000:]}")
@@ -133,19 +147,20 @@ def dynamic(names: list[str], build: pathlib.Path = BUILD) -> dict[str, int]:
         template = name.removeprefix("rdk::gpu::").partition("<")[0]
         if template in DYNAMIC:
             wanted[name] = DYNAMIC[template].format(*arguments(name))
-    lines = "\n".join(f'  std::printf("%d\\n", int({expression}));' for expression in wanted.values())
     program = build / "shared.cu"
     program.write_text(
-        '#include <cstdio>\n\n#include "hashed_linear/launch.cuh"\nusing namespace rdk::gpu;\n'
-        f"int main() {{\n{lines}\n}}\n"
+        '#include "hashed_linear/launch.cuh"\n\nnamespace rdk::gpu {\n'
+        f"__device__ const unsigned bytes[] = {{{', '.join(wanted.values())}}};\n"
+        "__global__ void keep(unsigned* to) { *to = bytes[*to]; }\n}  // namespace rdk::gpu\n"
     )
-    includes = [f"-I{ROOT / 'csrc'}"]
-    command = ["nvcc", "-std=c++20", "-O0", "-arch=sm_80", *includes, "-o", str(build / "shared"), str(program)]
+    made = program.with_suffix(".ptx")
+    command = [compiler(), "-std=c++20", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-ptx", "-o", str(made), str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
-    output = subprocess.run([str(build / "shared")], capture_output=True, text=True, check=True).stdout
-    return dict(zip(wanted, map(int, output.split()), strict=True))
+    listed = re.search(r"\.b8 \S*bytes\S*\[\d+\] = \{([\d, ]+)\}", made.read_text())[1]
+    numbers = struct.unpack(f"<{len(wanted)}I", bytes(map(int, listed.split(","))).ljust(4 * len(wanted), b"\0"))
+    return dict(zip(wanted, numbers, strict=True))
 
 
 def compiled() -> list[tuple[str, pathlib.Path]]:
