@@ -7,10 +7,11 @@ TORCH_INDEX ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 EXTRA := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
-NATIVE := $(shell find csrc tests/native -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+NATIVE := $(shell find csrc tests/native -path '*/build' -prune -o \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' \) -print 2>/dev/null)
 CSRC := $(filter csrc/%,$(NATIVE))
 .DEFAULT_GOAL := help
-.PHONY: help demo test dev lint fmt docs bench budget static gpu-check wheel-pure clean
+NVCC := $(foreach name,nvcc crt runtime cccl,'nvidia-cuda-$(name)==13.0.*') 'nvidia-nvvm==13.0.*'
+.PHONY: help demo test dev lint fmt docs bench budget static gpu-check nvcc wheel wheel-check wheel-pure clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -46,6 +47,21 @@ gpu-check: $(VENV)/built ## confirm the CUDA and Triton kernels on this machine'
 	RDK_BUILD=auto $(PY) -m pip install -q --no-build-isolation --no-deps -e .
 	$(PY) bench/gpu_check.py $(GPU_CHECK)
 
+nvcc: $(VENV)/packages ## the CUDA compiler, into .venv: no root, 0.3 GB (where no toolkit is installed)
+	$(PY) -m pip install -q $(NVCC)
+
+wheel: $(VENV)/packages ## one wheel for CPUs (every instruction set) and GPUs, in dist/; needs nvcc, no GPU
+	@RDK_BUILD=cuda $(PY) setup.py -q --name >/dev/null || { echo "make: a toolkit is found by nvcc on PATH or by \
+	CUDA_HOME; 'make nvcc' installs one into $(VENV), without root"; exit 1; }
+	rm -rf build/lib* build/bdist* build/temp* dist/rdkernels-*-abi3-*.whl
+	RDK_BUILD=cuda $(PY) -m pip wheel -q . --no-deps --no-build-isolation -w dist
+	@ls -l dist/rdkernels-*-abi3-*.whl
+
+wheel-check: $(VENV)/wheel-tools ## audit that wheel and install it in empty environments (CUDA_TORCH=1: also in a CUDA torch, 5 GB)
+	RDK_REQUIRE=wheel $(PY) -m pytest -q tests/test_build.py
+	$(PY) tests/wheels.py dist/rdkernels-*-abi3-*.whl --torch '$(TORCH)' $(if $(TORCH_INDEX),--index $(TORCH_INDEX)) \
+		$(if $(CUDA_TORCH),--cuda-torch)
+
 wheel-pure: $(VENV)/packages ## a wheel without kernels, in dist/
 	RDK_BUILD=pure $(PY) -m pip wheel -q . --no-deps --no-build-isolation -w dist
 
@@ -62,6 +78,10 @@ $(VENV)/packages: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --upgrade $(EXTRA) 'setuptools>=77' '$(TORCH)'
 	RDK_BUILD=pure $(PY) -m pip install $(EXTRA) --no-build-isolation -e '.[dev]'
+	@touch $@
+
+$(VENV)/wheel-tools: $(VENV)/packages
+	RDK_BUILD=pure $(PY) -m pip install -q --no-build-isolation -e '.[wheel]'
 	@touch $@
 
 $(VENV)/built: $(VENV)/packages setup.py $(CSRC)
