@@ -139,10 +139,10 @@ def test_order_on_a_gpu_is_the_table():
     """The entries hold from their capability on, for 16-bit dtypes; everything else keeps the common order."""
     from rdkernels.ops.hashed_linear import order
 
-    sizes = {"one": 1, "few": 8, "many": 512, "any": 512}
+    sizes = {"few": 8, "many": 512, "any": 512}
     granules = {"element": (1, 1), "chunk": (1, 16), "tile": (32, 32)}
     for name in ("fwd", "bwd_x", "bwd_bank"):
-        for size in ("any",) if name == "bwd_bank" else ("one", "few", "many"):
+        for size in ("any",) if name == "bwd_bank" else ("few", "many"):
             for granule, (go, gi) in granules.items():
                 least = order.FROM.get((name, size, granule))
                 for capability in ((8, 0), (9, 0), (10, 0)):

@@ -68,6 +68,11 @@ template <class T>
 constexpr bool kSettles = sizeof(T) == 4;
 constexpr int kChain = 256;
 
+// For __launch_bounds__: fp32 multiply-adds are worth more registers than resident blocks, which ptxas would else trade
+// for spills. 0 leaves it to ptxas.
+template <Math kMath>
+constexpr int kResident = kMath == Math::fma ? 1 : 0;
+
 // One warp's kM x kN part of a block product, in fp32 registers: rows from `row`, columns from `col`, multiples of kM
 // and kN. A is [rows][depth] (kTransA: [depth][rows]), B is [columns][depth] (kTransB: [depth][columns]).
 //

@@ -33,8 +33,9 @@ struct PanelBlock {
 // panel[r, c] = sum_m dy[m, o0 + r] x[m, i0 + c] for r < height, c < width (a multiple of four); zero past dy's and x's
 // columns.
 template <class Block>
-__global__ void __launch_bounds__(kThreads) bank_panel(Rows<typename Block::Value> dy, Rows<typename Block::Value> x,
-                                                       int o0, int i0, int height, int width, float* panel) {
+__global__ void __launch_bounds__(kThreads, kResident<Block::kMath>)
+    bank_panel(Rows<typename Block::Value> dy, Rows<typename Block::Value> x, int o0, int i0, int height, int width,
+               float* panel) {
   using T = typename Block::Value;
   using Y = typename Block::Y;
   using X = typename Block::X;
@@ -138,7 +139,7 @@ struct OwnerBlock {
 // warp takes a part of the batch and has sums of its own, in the bank's order: a member's signs and xors are applied
 // once, when its product is added.
 template <class T, Math kMath>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident<kMath>)
     bank_owner(Rows<T> dy, Rows<T> x, Members members, Map map, int pieces, float* part) {
   using Block = OwnerBlock<T, kMath>;
   using Side = typename Block::Side;

@@ -88,7 +88,8 @@ struct ManyRowsTiles {
 };
 
 template <class Block, class Pass, Granule kGranule>
-__global__ void __launch_bounds__(kThreads) many_rows(ManyRowsArgs<typename Block::Value> args) {
+__global__ void __launch_bounds__(kThreads, kResident<Block::kMath>)
+    many_rows(ManyRowsArgs<typename Block::Value> args) {
   using T = typename Block::Value;
   using Tiles = ManyRowsTiles<Block, Pass>;
   using X = typename Tiles::X;

@@ -17,10 +17,8 @@ from ...registry import ORDER, order
 TRITON_FIRST = ("triton", *(name for name in ORDER if name != "triton"))
 
 #: (pass, rows, granule) -> the least compute capability from which Triton's kernel goes before the native one; 16-bit
-#: dtypes only. Rows: "one", "few" (up to 16), "many", or "any".
+#: dtypes only. Rows: "few" (up to 16), "many", or "any".
 FROM: dict[tuple[str, str, str], tuple[int, int]] = {
-    ("fwd", "one", "chunk"): (9, 0),
-    ("fwd", "one", "tile"): (9, 0),
     ("fwd", "many", "chunk"): (10, 0),
     ("fwd", "many", "tile"): (10, 0),
     ("bwd_x", "many", "chunk"): (10, 0),
@@ -32,7 +30,7 @@ FROM: dict[tuple[str, str, str], tuple[int, int]] = {
 def choose(name: str, rows: int, go: int, gi: int, itemsize: int, capability: tuple[int, int]) -> tuple[str, ...]:
     """The order in which the backends of pass `name` are asked for a problem on a GPU of `capability`."""
     granule = "element" if gi == 1 else "tile" if go >= 32 and gi >= 32 else "chunk"
-    size = "any" if name == "bwd_bank" else "one" if rows == 1 else "few" if rows <= 16 else "many"
+    size = "any" if name == "bwd_bank" else "few" if rows <= 16 else "many"
     least = FROM.get((name, size, granule))
     return TRITON_FIRST if itemsize == 2 and least is not None and capability >= least else ORDER
 
