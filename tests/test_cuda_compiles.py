@@ -59,9 +59,9 @@ def over(measured: dict, budget: dict) -> list[str]:
 def toolkit(need) -> str:
     version = cuda.nvcc()
     need(
-        "cuda", version is not None, "no nvcc: install a CUDA toolkit, or set CUDA_HOME to one (compiling needs no GPU)"
+        "nvcc", version is not None, "no nvcc: install a CUDA toolkit, or set CUDA_HOME to one (compiling needs no GPU)"
     )
-    need("cuda", (cubin.TOOLS / "nvdisasm").exists(), "no nvdisasm: it comes with the triton package")
+    need("nvcc", (cubin.TOOLS / "nvdisasm").exists(), "no nvdisasm: it comes with the triton package")
     return version
 
 

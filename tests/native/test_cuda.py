@@ -31,7 +31,7 @@ SCHEDULES = {"forward, copies late": (0, 0), "reverse, copies early": (1, 1), "r
 
 @pytest.fixture(scope="session", autouse=True)
 def cuda(need) -> None:
-    need("cuda", make.cuda_home() is not None, make.CUDA_MISSING)
+    need("nvcc", make.cuda_home() is not None, make.CUDA_MISSING)
 
 
 # -- the contract, with the emulated kernels in the native backend's place ---------------------------------------------

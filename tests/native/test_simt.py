@@ -56,7 +56,7 @@ FAULTS = [  # of the module's kernel `fault`
 
 @pytest.fixture(autouse=True)
 def cuda_headers(need) -> None:
-    need("native", make.cuda_home() is not None, make.CUDA_MISSING)
+    need("nvcc", make.cuda_home() is not None, make.CUDA_MISSING)
 
 
 @pytest.fixture(params=["values", "trace"])
@@ -204,7 +204,7 @@ def test_values_build_has_no_trace(load) -> None:
 def test_nvcc(target: str, need, tmp_path) -> None:
     """The same sources are CUDA."""
     nvcc = make.nvcc()
-    need("native", nvcc is not None, f"no nvcc; {make.CUDA_MISSING}")
+    need("nvcc", nvcc is not None, f"no nvcc; {make.CUDA_MISSING}")
     command = [nvcc, "-std=c++20", f"-arch={target}", f"-I{make.ROOT / 'csrc'}", "-cubin", "-o", tmp_path / "x.cubin"]
     done = subprocess.run([*command, make.HERE / "simt" / "controls.cu"], capture_output=True, text=True)
     assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
