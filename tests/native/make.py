@@ -5,7 +5,7 @@
     probe_<variant>        the pybind11 module: the map, the vector functions and every kernel, on numpy arrays
     check_<variant>        the driver (check.cpp) under the address and undefined-behaviour sanitizers
     check_neon             the driver for aarch64, for an emulator
-    controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program; `aarch64` for an emulator
+    controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program
     simt_<build>           and as a pybind11 module
     cuda_<build>           the hashed linear CUDA kernels, both ways (cuda_main.cpp, cuda_module.cpp)
     mutant_<n>_<build>     the program with a fault in the kernels (mutants.py)
@@ -65,7 +65,6 @@ SIMT_BUILDS = {
     "values": ["-O2", "-g1"],
     "asan": SANITIZE,
     "trace": ["-O1", "-g1", "-DSIMT_TRACE", "-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0"],
-    "aarch64": ["-O2", "-static"],  # of the controls only, where there is a cross compiler
 }
 SIMT_RUNTIME = ["fiber.cpp", "runtime.cpp", "memory.cpp", "collectives.cpp"]
 SIMT_TRACE = ["trace.cpp", "shadow.cpp", "hooks.cpp"]
@@ -117,31 +116,33 @@ def targets() -> dict[str, Edge]:
         made["check_neon"] = CROSS, ["../check.cpp"], [*flags, "-static"]
     if cuda_home():
         for how in SIMT_BUILDS:
-            if how != "aarch64" or shutil.which(CROSS):
-                made |= simt_targets(how, flags)
+            made |= simt_targets(how, flags)
     return made
 
 
 def simt_targets(how: str, flags: list[str]) -> dict[str, Edge]:
     """The host-run device code in one of its builds: the runtime once, and what is linked with it."""
-    include = cuda_home() / "include"
-    headers = [] if include == pathlib.Path("/usr/include") else [f"-isystem{include}"]  # twice: no <cstdlib>
-    flags = [*flags, "-I..", *headers, "-DRDK_SIMT", "-Wno-unknown-pragmas", *SIMT_BUILDS[how]]
+    flags = [
+        *flags,
+        "-I..",
+        f"-isystem{cuda_home() / 'include'}",
+        "-DRDK_SIMT",
+        "-Wno-unknown-pragmas",
+        *SIMT_BUILDS[how],
+    ]
     plain = [flag for flag in flags if flag != "-fsanitize=thread"]  # the runtime, and every link
-    cross = how == "aarch64"
-    cxx = CROSS if cross else "c++"
     runtime = {
-        f"simt_{how}_{pathlib.Path(source).stem}.o": (cxx, [f"../simt/{source}"], [*plain, "-O2", "-c"])
+        f"simt_{how}_{pathlib.Path(source).stem}.o": ("c++", [f"../simt/{source}"], [*plain, "-O2", "-c"])
         for source in SIMT_RUNTIME + (SIMT_TRACE if how == "trace" else [])
     }
     made = dict(runtime)
-    for name in ("controls",) if cross else SIMT_PROGRAMS:
-        made[f"{name}_{how}.o"] = cxx, [f"../{SIMT_PROGRAMS[name]}"], [*flags, "-c"]
-        made[f"{name}_{how}"] = cxx, [f"{name}_{how}.o", *runtime], [*plain, *([] if cross else ["-pie"])]
-    for name, source in SIMT_MODULES.items() if how in ("values", "trace") else ():
+    for name, source in SIMT_PROGRAMS.items():
+        made[f"{name}_{how}.o"] = "c++", [f"../{source}"], [*flags, "-c"]
+        made[f"{name}_{how}"] = "c++", [f"{name}_{how}.o", *runtime], [*plain, "-pie"]
+    for name, source in SIMT_MODULES.items() if how != "asan" else ():
         module = f"{name}_{how}"
-        made[f"{module}.module.o"] = cxx, [f"../{source}"], [*flags, *python_flags(), f"-DSIMT_MODULE={module}", "-c"]
-        made[module + SUFFIX] = cxx, [f"{module}.module.o", *runtime], [*plain, "-shared"]
+        made[f"{module}.module.o"] = "c++", [f"../{source}"], [*flags, *python_flags(), f"-DSIMT_MODULE={module}", "-c"]
+        made[module + SUFFIX] = "c++", [f"{module}.module.o", *runtime], [*plain, "-shared"]
     for n, mutant in enumerate(mutants.MUTANTS):
         if how in mutants.builds(mutant):
             first = [f"-Imutants/{n}", "-DRDK_ONLY_BF16", *(flag for flag in flags if flag != "-O2")]

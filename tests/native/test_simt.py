@@ -1,7 +1,6 @@
 """The host-run CUDA layer (simt/): each fault put into a kernel is found, by which build, and right kernels pass."""
 
 import re
-import shutil
 import subprocess
 
 import numpy as np
@@ -108,19 +107,6 @@ def test_layouts(build: str, drive) -> None:
     """mma and ldmatrix against the PTX ISA's formulas, tf32's bits, the integer functions."""
     done = drive(f"controls_{build}", "layouts")
     assert done.returncode == 0 and not done.stdout, done.stdout + done.stderr
-
-
-def test_aarch64(drive, need) -> None:
-    """The switch of stacks on aarch64, under an emulator: right kernels, and launches that are given up."""
-    tools = {"qemu-aarch64-static": "qemu-user-static", make.CROSS: "g++-aarch64-linux-gnu"}
-    missing = [package for tool, package in tools.items() if not shutil.which(tool)]
-    need("native", not missing, f"apt-get install {' '.join(missing)}")
-    for kernel in ("sgemm", "half", "tf32"):
-        done = drive("controls_aarch64", kernel, "0", "72", "72", "40", under=("qemu-aarch64-static",))
-        assert done.returncode == 0 and re.fullmatch(OK, verdicts(done)), done.stdout + done.stderr
-    done = drive("controls_aarch64", "sgemm", "5", "72", "72", "40", under=("qemu-aarch64-static",))
-    assert done.stdout.count("deadlock: 128 threads in a warp collective") == 9, done.stdout + done.stderr
-    assert drive("controls_aarch64", "layouts", under=("qemu-aarch64-static",)).returncode == 0
 
 
 @pytest.mark.parametrize("which, says", FAULTS)
