@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <optional>
 
 #include "common/map.h"
 #include "common/tensor.h"
@@ -30,6 +31,15 @@ inline void check_like(const char* op, const char* name, const Tensor& t, const 
 inline void check_bias(const char* op, const Tensor& bias, const Tensor& x, int64_t out_features) {
   check_like(op, "bias", bias, x);
   STD_TORCH_CHECK(bias.numel() == out_features, op, ": bias must have ", out_features, " values");
+}
+
+// A forward call's map, after its checks.
+inline Map checked_forward(const char* op, const Tensor& x, const Tensor& bank, const std::optional<Tensor>& bias,
+                           int64_t out_features, int64_t go, int64_t gi, int64_t seed) {
+  const Map map = checked_map(op, x, bank.numel(), out_features, go, gi, seed);
+  check_like(op, "bank", bank, x);
+  if (bias) check_bias(op, *bias, x, out_features);
+  return map;
 }
 
 inline void check_rows(const char* op, const Tensor& dy, const Tensor& x) {

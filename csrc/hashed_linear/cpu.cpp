@@ -30,9 +30,7 @@ void few_rows(const Kernel& kernel) {
 Tensor fwd(const Tensor& x, const Tensor& bank, const std::optional<Tensor>& bias, int64_t out_features, int64_t go,
            int64_t gi, int64_t seed, double scale, bool hashed_bias) {
   const char* op = "hashed_linear_fwd";
-  const Map map = checked_map(op, x, bank.numel(), out_features, go, gi, seed);
-  check_like(op, "bank", bank, x);
-  if (bias) check_bias(op, *bias, x, out_features);
+  const Map map = checked_forward(op, x, bank, bias, out_features, go, gi, seed);
   last_path = Path::none;
   const Tensor values = as_contiguous(bank);
   const std::optional<Tensor> added = bias ? std::optional(as_contiguous(*bias)) : std::nullopt;
