@@ -10,7 +10,6 @@ and the rival take turns in one process, and the order within a pair alternates.
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import statistics
 import time
@@ -23,7 +22,7 @@ import torch
 
 from ..testing import Problem
 from . import machine
-from .timing import Call, Timing, backend_of, calls, row, summary
+from .timing import Call, Timing, alternating, backend_of, calls, row, summary
 
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 WRITES = 256  # the longest backlog; with a call's own launches it stays below the driver's queue of about 1000
@@ -181,18 +180,12 @@ def interleaved(gpu: Gpu, ours: Call, rival: Call, seconds: float, least: int = 
     unit = write_seconds(gpu)
     for side in sides:
         side.writes = backlog(max(seconds_of(gpu, side.call)[1] for _ in range(3)), unit)
-    pairs: list[tuple[float, float]] = []
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        end = gpu.clock() + seconds
-        while len(pairs) < least or (len(pairs) < most and gpu.clock() < end):
-            order = sides if len(pairs) % 2 == 0 else sides[::-1]
-            took = [_timed(gpu, side) for side in order]
-            pairs.append((took[0], took[1]) if order is sides else (took[1], took[0]))
-    finally:
-        if collecting:
-            gc.enable()
+
+    def take(ours_first: bool) -> tuple[float, float]:
+        first, second = (_timed(gpu, side) for side in (sides if ours_first else sides[::-1]))
+        return (first, second) if ours_first else (second, first)
+
+    pairs = alternating(take, gpu.clock, seconds, least, most)
     spread = [statistics.quantiles(side, n=4, method="inclusive") for side in zip(*pairs, strict=True)]
     return GpuTiming(
         **vars(summary(pairs)),

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -86,21 +87,28 @@ def summary(pairs: list[tuple[float, float]]) -> Timing:
     return Timing(ours, rival, ratio, low, high, len(pairs))
 
 
-def interleaved(ours: Call, rival: Call, seconds: float, least: int = 5, most: int = 1000) -> Timing:
-    """Warm both up, then time them in turn for about `seconds`, at least `least` and at most `most` pairs."""
-    for call in (ours, rival, ours, rival):
-        call()
+def alternating(
+    take: Callable[[bool], tuple[float, float]], clock: Callable[[], float], seconds: float, least: int, most: int
+) -> list[tuple[float, float]]:
+    """Pairs `take(ours_first)`, each the other way round, for about `seconds` of `clock`; no garbage collection."""
     pairs: list[tuple[float, float]] = []
     collecting = gc.isenabled()
     gc.disable()
     try:
-        end = time.perf_counter() + seconds
-        while len(pairs) < least or (len(pairs) < most and time.perf_counter() < end):
-            pairs.append(pair(ours, rival, ours_first=len(pairs) % 2 == 0))
+        end = clock() + seconds
+        while len(pairs) < least or (len(pairs) < most and clock() < end):
+            pairs.append(take(len(pairs) % 2 == 0))
     finally:
         if collecting:
             gc.enable()
-    return summary(pairs)
+    return pairs
+
+
+def interleaved(ours: Call, rival: Call, seconds: float, least: int = 5, most: int = 1000) -> Timing:
+    """Warm both up, then time them in turn for about `seconds`, at least `least` and at most `most` pairs."""
+    for call in (ours, rival, ours, rival):
+        call()
+    return summary(alternating(partial(pair, ours, rival), time.perf_counter, seconds, least, most))
 
 
 def calls(problem: Problem, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Call, Call, int]:
