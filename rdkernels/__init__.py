@@ -1,21 +1,41 @@
-"""Fast compressed layers for PyTorch: hashed-weight linear layers that never build their weight matrix."""
+"""Fast compressed layers for PyTorch: hashed-weight linear layers that never build their weight matrix, and low-rank
+convolutions in one pass."""
 
 from __future__ import annotations
 
 import importlib.metadata
 
 from . import hashing, native
-from .ops import hashed_linear as _room  # declares the operators; must come before the compiled libraries
+from .ops import convolution as _convolution  # declares the operators; must come before the compiled libraries
+from .ops.bicluster_conv2d import bicluster_conv2d
+from .ops.cp_conv2d import cp_conv2d
 from .ops.hashed_linear import hashed_linear
+from .ops.lowrank_linear import lowrank_linear
+from .ops.monochromatic_conv2d import monochromatic_conv2d
+from .ops.separable_conv2d import separable_conv2d
+from .ops.tucker_conv2d import tucker_conv2d
 from .registry import attach_native, backends, use
 
 native.load()
-attach_native(_room.KERNEL_DTYPES, native.runs_on)
+attach_native(_convolution.KERNEL_DTYPES, native.runs_on)
 
 from . import nn  # noqa: E402
 
 __version__ = importlib.metadata.version("rdkernels")
-__all__ = ["backends", "build_info", "hashed_linear", "hashing", "nn", "use"]
+__all__ = [
+    "backends",
+    "bicluster_conv2d",
+    "build_info",
+    "cp_conv2d",
+    "hashed_linear",
+    "hashing",
+    "lowrank_linear",
+    "monochromatic_conv2d",
+    "nn",
+    "separable_conv2d",
+    "tucker_conv2d",
+    "use",
+]
 
 
 def build_info() -> dict[str, str]:

@@ -1,3 +1,11 @@
 """One room per operation."""
 
-from . import hashed_linear  # noqa: F401
+from . import (  # noqa: F401
+    bicluster_conv2d,
+    cp_conv2d,
+    hashed_linear,
+    lowrank_linear,
+    monochromatic_conv2d,
+    separable_conv2d,
+    tucker_conv2d,
+)

@@ -1,0 +1,209 @@
+"""Low-rank convolutions as chains of plain torch stages: their definition, their backward, and how an op calls a pass.
+
+A room describes its operation once, as `stages(factors, geometry)`: convolutions whose weights are views of the
+factors, and selections of channels. From that follow the reference backend, the unfused rival of the bench and the
+gradients. The fused backends do the same chain in one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..registry import backend, define
+from .convolution import Activation, Geometry, memory_format, new_output
+
+
+class Conv(NamedTuple):
+    """A convolution with `weight` `[O, I / groups, kh, kw]`, the view of factor `factor` as such a weight."""
+
+    weight: Tensor
+    factor: int
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+
+    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+        where = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
+        dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, self.weight, None, *where, (by_x, by_weight, False))
+        return dx, dw
+
+
+class Select(NamedTuple):
+    """Channels `index` of the input, in that order; no weight."""
+
+    index: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.index)
+
+    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+        return (dy.new_zeros(x.shape).index_add(1, self.index, dy) if by_x else None), None
+
+
+class Pad(NamedTuple):
+    """Zeros around the map: what "same" asks of an even kernel and a convolution's own padding cannot say."""
+
+    left: int
+    right: int
+    top: int
+    bottom: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.pad(x, self)
+
+    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
+        return (dy[:, :, self.top : self.top + x.shape[2], self.left : self.left + x.shape[3]] if by_x else None), None
+
+
+Stage = Conv | Select | Pad
+Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
+
+_CHAINS: dict[str, tuple[Stages, int]] = {}  # op -> its stages, the number of its factors
+
+
+def apply_activation(y: Tensor, activation: int) -> Tensor:
+    """`y` after the activation of that code."""
+    return y if activation == Activation.none else (F.relu, F.gelu, F.silu)[activation - 1](y)
+
+
+def run_stages(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
+    """The inputs of every stage and, last, the output."""
+    maps = [x]
+    for stage in stages:
+        maps.append(stage(maps[-1]))
+    return maps
+
+
+def unfused(
+    op: str, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, where: Geometry, act: int
+) -> Tensor:
+    """The operation as the chain of torch calls that its kernels replace."""
+    stages, _ = _CHAINS[op]
+    y = run_stages(x, stages(factors, where))[-1]
+    y = y if bias is None else y + bias[:, None, None]
+    y = y if residual is None else y + residual
+    return apply_activation(y, act)
+
+
+def define_chain(op: str, stages: Stages, factors: Sequence[str], indices: Sequence[str], out: Callable[..., tuple]) -> None:
+    """Declare the forward pass of `op` and attach its reference.
+
+    `out(x, factors, geometry)` gives the output's channels, height and width. `indices` are int64 arguments after the
+    factors. The pass returns a list: y, and where `keep` is set and the backend has them, the inputs of the stages
+    after the first, which save the backward from computing them again.
+    """
+    count = len(factors) + len(indices)
+    _CHAINS[op] = stages, count
+    tensors = ", ".join(f"Tensor {name}" for name in (*factors, *indices))
+    numbers = ", ".join(f"int {name}" for name in Geometry._fields)
+    schema = f"(Tensor x, {tensors}, Tensor? bias, Tensor? residual, {numbers}, int activation, bool keep) -> Tensor[]"
+
+    def fake(x: Tensor, *args: Any) -> list[Tensor]:
+        return [new_output(x, *out(x, args[:count], Geometry(*args[count + 2 : count + 10])))]
+
+    def reference(x: Tensor, *args: Any) -> list[Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        own = [t.to(wide) if t.is_floating_point() else t for t in args[:count]]
+        added = [None if t is None else t.to(wide) for t in args[count : count + 2]]
+        y = unfused(op, x.to(wide), own, *added, Geometry(*args[count + 2 : count + 10]), args[count + 10])
+        return [y.to(dtype=x.dtype, memory_format=memory_format(x), copy=True)]
+
+    define(op, "fwd", schema, fake)
+    backend(f"{op}_fwd", "reference")(reference)
+
+
+def _fwd(
+    op: str,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    where: Geometry,
+    act: int,
+    keep: bool,
+) -> list[Tensor]:
+    run = getattr(torch.ops.rdkernels, f"{op}_fwd")
+    return run(x, *factors, bias, residual, *where, act, keep)
+
+
+def _backward(
+    op: str, dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Tensor], where: Geometry, needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
+    stages = _CHAINS[op][0](factors, where)
+    inputs = [x, *maps]
+    for stage in stages[len(inputs) - 1 : -1]:
+        inputs.append(stage(inputs[-1]))
+    found: list[Tensor | None] = [None] * (1 + len(factors))
+    first = next((n for n, s in enumerate(stages) if isinstance(s, Conv) and needs[1 + s.factor]), len(stages))
+    for n in range(len(stages) - 1, -1, -1):
+        stage = stages[n]
+        own = isinstance(stage, Conv) and needs[1 + stage.factor]
+        if not own and not needs[0] and n < first:
+            break
+        dx, dw = stage.gradients(dy, inputs[n], needs[0] or n > first, own)
+        if own:
+            found[1 + stage.factor] = dw.reshape(factors[stage.factor].shape)
+        dy = dx
+    if needs[0]:
+        found[0] = dy
+    return found
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, op, where, x, bias, residual, *factors):
+        y, *maps = _fwd(op, x, factors, bias, residual, Geometry(*where), 0, True)
+        ctx.save_for_backward(x, *factors, *maps)
+        ctx.call = op, where, len(factors)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        op, where, count = ctx.call
+        x, *rest = ctx.saved_tensors
+        factors, maps = rest[:count], rest[count:]
+        by_x, by_bias, by_residual, *by_factor = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            maps = []  # they are constants of the graph: a second derivative must go through x and the factors
+        wide = torch.float32 if dy.device.type == "cpu" and dy.dtype in (torch.bfloat16, torch.float16) else dy.dtype
+        cast = [t.to(wide) if t.is_floating_point() else t for t in (dy, x, *factors)]
+        kept = [t.to(wide) for t in maps]
+        dx, *dfactors = _backward(op, cast[0], cast[1], cast[2:], kept, Geometry(*where), (by_x, *by_factor))
+        dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)) if by_bias else None
+        found = [dx, dbias, dy if by_residual else None, *dfactors]
+        return None, None, *(None if t is None else t.to(dy.dtype) for t in found)
+
+
+def call(
+    op: str,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    where: Geometry,
+    activation: Activation,
+) -> Tensor:
+    """The checked arguments of a public function -> its result: autocast, one dtype, autograd."""
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x, bias, residual, *factors = (
+            t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, bias, residual, *factors)
+        )
+    for t in (*factors, bias, residual):
+        if t is not None and t.is_floating_point() and t.dtype != x.dtype:
+            raise TypeError(f"{op}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")
+    differentiated = (x, bias, residual, *factors)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiated):
+        return apply_activation(_Chain.apply(op, tuple(where), x, bias, residual, *factors), int(activation))
+    return _fwd(op, x, factors, bias, residual, where, int(activation), False)[0]
