@@ -16,6 +16,7 @@ class Layer:
 
     function: Callable[[Tensor], Tensor]
     weights: tuple[Tensor, ...]
+    memory_format: torch.memory_format = torch.preserve_format  # that it wants x in
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.function(x)
@@ -49,8 +50,8 @@ class Case(Protocol):
         """The operation as a function of `tensors["x"]` alone."""
         ...
 
-    def dense(self, tensors: dict[str, Tensor]) -> Layer:
-        """The dense torch layer of the same shape that a speed ratio is taken against."""
+    def dense(self, tensors: dict[str, Tensor]) -> Layer | dict[str, Layer]:
+        """The dense torch layer of the same shape that a speed ratio is taken against; of several, the fastest is."""
         ...
 
 
