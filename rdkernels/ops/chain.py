@@ -84,7 +84,13 @@ def run_stages(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
 
 
 def unfused(
-    op: str, x: Tensor, factors: Sequence[Tensor], bias: Tensor | None, residual: Tensor | None, where: Geometry, act: int
+    op: str,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    residual: Tensor | None,
+    where: Geometry,
+    act: int,
 ) -> Tensor:
     """The operation as the chain of torch calls that its kernels replace."""
     stages, _ = _CHAINS[op]
@@ -94,7 +100,9 @@ def unfused(
     return apply_activation(y, act)
 
 
-def define_chain(op: str, stages: Stages, factors: Sequence[str], indices: Sequence[str], out: Callable[..., tuple]) -> None:
+def define_chain(
+    op: str, stages: Stages, factors: Sequence[str], indices: Sequence[str], out: Callable[..., tuple]
+) -> None:
     """Declare the forward pass of `op` and attach its reference.
 
     `out(x, factors, geometry)` gives the output's channels, height and width. `indices` are int64 arguments after the
@@ -136,7 +144,13 @@ def _fwd(
 
 
 def _backward(
-    op: str, dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Tensor], where: Geometry, needs: Sequence[bool]
+    op: str,
+    dy: Tensor,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    where: Geometry,
+    needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
     stages = _CHAINS[op][0](factors, where)
@@ -175,10 +189,12 @@ class _Chain(torch.autograd.Function):
         by_x, by_bias, by_residual, *by_factor = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             maps = []  # they are constants of the graph: a second derivative must go through x and the factors
+        dy = dy.contiguous(memory_format=memory_format(x))
         wide = torch.float32 if dy.device.type == "cpu" and dy.dtype in (torch.bfloat16, torch.float16) else dy.dtype
         cast = [t.to(wide) if t.is_floating_point() else t for t in (dy, x, *factors)]
         kept = [t.to(wide) for t in maps]
-        dx, *dfactors = _backward(op, cast[0], cast[1], cast[2:], kept, Geometry(*where), (by_x, *by_factor))
+        with torch.autocast(dy.device.type, enabled=False):  # the casts are done
+            dx, *dfactors = _backward(op, cast[0], cast[1], cast[2:], kept, Geometry(*where), (by_x, *by_factor))
         dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)) if by_bias else None
         found = [dx, dbias, dy if by_residual else None, *dfactors]
         return None, None, *(None if t is None else t.to(dy.dtype) for t in found)

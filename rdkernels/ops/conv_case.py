@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -37,6 +37,7 @@ class ConvCase:
     channels_last: bool = True
 
     op: ClassVar[str]
+    function: ClassVar[Callable[..., Tensor]]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The factors by name, in the order of the operation's arguments."""
@@ -92,7 +93,7 @@ class ConvCase:
 
     def run(self, tensors: dict[str, Tensor]) -> Tensor:
         given, named = self.arguments(tensors)
-        return getattr(importlib.import_module(f"rdkernels.ops.{self.op}"), self.op)(*given, **named)
+        return type(self).function(*given, **named)
 
     def flops(self) -> int:
         return 2 * self.macs()

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*KERNEL_DTYPES, torch.float64)
@@ -58,9 +57,7 @@ def _pair(op: str, name: str, value: IntOrPair, least: int) -> tuple[int, int]:
     return pair
 
 
-def geometry(
-    op: str, kh: int, kw: int, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair
-) -> Geometry:
+def geometry(op: str, kh: int, kw: int, stride: IntOrPair, padding: IntOrPair | str, dilation: IntOrPair) -> Geometry:
     """The geometry of a call, as `torch.nn.functional.conv2d` reads these arguments; "same" needs stride 1."""
     sh, sw = _pair(op, "stride", stride, 1)
     dh, dw = _pair(op, "dilation", dilation, 1)
@@ -142,12 +139,10 @@ def check_epilogue(
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The format of the output: channels_last where x is, as torch's convolutions."""
-    return suggest_memory_format(x)
+    """The format of the output: channels_last where x's channels lie side by side, as torch's convolutions."""
+    return torch.channels_last if x.stride(1) == 1 and not x.is_contiguous() else torch.contiguous_format
 
 
 def new_output(x: Tensor, channels: int, h: int, w: int) -> Tensor:
     """Uninitialised `[N, channels, h, w]` in x's memory format."""
-    return torch.empty(
-        (x.shape[0], channels, h, w), dtype=x.dtype, device=x.device, memory_format=memory_format(x)
-    )
+    return torch.empty((x.shape[0], channels, h, w), dtype=x.dtype, device=x.device, memory_format=memory_format(x))

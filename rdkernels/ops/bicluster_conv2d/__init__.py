@@ -112,5 +112,7 @@ def bicluster_conv2d(
     if not x.is_cuda and not torch.compiler.is_compiling():
         for name, order in (("inputs", inputs), ("outputs", outputs)):
             if not torch.equal(order.sort().values, torch.arange(order.numel())):
-                raise ValueError(f"{OP}: {name} must be a permutation of 0 ... {order.numel() - 1}, got {order.tolist()}")
+                raise ValueError(
+                    f"{OP}: {name} must be a permutation of 0 ... {order.numel() - 1}, got {order.tolist()}"
+                )
     return call(OP, x, (inner, core, outer, inputs, outputs), bias, residual, where, act)

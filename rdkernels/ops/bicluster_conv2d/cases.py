@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..conv_case import LAYERS, ConvCase, correctness, layer_case
-from . import OP
+from . import OP, bicluster_conv2d
+
+
+def _shuffled(n: int) -> torch.Tensor:
+    """A permutation of 0 ... n - 1 (n below 10007, a prime)."""
+    return torch.argsort((torch.arange(n) + 1) * 7919 % 10007)
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,7 @@ class BiclusterCase(ConvCase):
     """`ranks` is (G, H, K1, K2)."""
 
     op = OP
+    function = staticmethod(bicluster_conv2d)
 
     def shapes(self):
         (g, h, k1, k2), kernel = self.ranks, self.kernel
@@ -29,11 +35,7 @@ class BiclusterCase(ConvCase):
         return {"inner": self.c // g, "core": k1 * self.kernel[0] * self.kernel[1], "outer": g * k2}
 
     def indices(self):
-        generator = torch.Generator().manual_seed(5)
-        return {
-            "inputs": torch.randperm(self.c, generator=generator),
-            "outputs": torch.randperm(self.out, generator=generator),
-        }
+        return {"inputs": _shuffled(self.c), "outputs": _shuffled(self.out)}
 
     def macs(self):
         (g, h, k1, k2), (kh, kw), (oh, ow) = self.ranks, self.kernel, self.size
@@ -47,7 +49,15 @@ CORRECTNESS = tuple(
 )
 
 #: Denton's second layer (G = H = 2, K1 = 19, K2 = 64), in multiples of 16, and the same shares of the larger layers.
-RANKS = ((2, 2, 16, 64), (2, 2, 48, 64), (2, 2, 112, 96), (2, 2, 16, 16), (2, 2, 32, 16), (2, 2, 48, 64), (2, 2, 112, 96))
+RANKS = (
+    (2, 2, 16, 64),
+    (2, 2, 48, 64),
+    (2, 2, 112, 96),
+    (2, 2, 16, 16),
+    (2, 2, 32, 16),
+    (2, 2, 48, 64),
+    (2, 2, 112, 96),
+)
 BENCH_CASES = tuple(
     layer_case(BiclusterCase, shape, ranks, n) for n in (1, 8) for shape, ranks in zip(LAYERS, RANKS, strict=True)
 )

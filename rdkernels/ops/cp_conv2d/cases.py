@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..conv_case import LAYERS, ConvCase, correctness, layer_case
-from . import OP
+from . import OP, cp_conv2d
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class CPCase(ConvCase):
     """`ranks` is (R,)."""
 
     op = OP
+    function = staticmethod(cp_conv2d)
 
     def shapes(self):
         (r,), (kh, kw) = self.ranks, self.kernel

@@ -48,15 +48,16 @@ class _LowRank(torch.autograd.Function):
         by_x, by_down, by_up, by_bias, by_residual = ctx.needs_input_grad
         wide = torch.promote_types(dy.dtype, torch.float32) if dy.device.type == "cpu" else dy.dtype
         g, xw, dw, uw = (t.to(wide) for t in (dy, x, down, up))
-        inside = kept[0].to(wide) if kept and not torch.is_grad_enabled() else xw @ dw.T  # a constant of the graph
-        through = g @ uw if by_x or by_down else None
-        found = (
-            through @ dw if by_x else None,
-            through.T @ xw if by_down else None,
-            g.T @ inside if by_up else None,
-            g.sum(0) if by_bias else None,
-            dy if by_residual else None,
-        )
+        with torch.autocast(dy.device.type, enabled=False):  # the casts are done
+            inside = kept[0].to(wide) if kept and not torch.is_grad_enabled() else xw @ dw.T  # a constant of the graph
+            through = g @ uw if by_x or by_down else None
+            found = (
+                through @ dw if by_x else None,
+                through.T @ xw if by_down else None,
+                g.T @ inside if by_up else None,
+                g.sum(0) if by_bias else None,
+                dy if by_residual else None,
+            )
         return tuple(None if t is None else t.to(dy.dtype) for t in found)
 
 

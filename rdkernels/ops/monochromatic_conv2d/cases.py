@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..conv_case import ALEXNET1, ZF1, ConvCase, correctness, layer_case
-from . import OP
+from . import OP, monochromatic_conv2d
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,7 @@ class MonochromaticCase(ConvCase):
     """`ranks` is (C',). The outputs are dealt to the colours in turn, as evenly as they come."""
 
     op = OP
+    function = staticmethod(monochromatic_conv2d)
 
     def shapes(self):
         return {"colours": (self.ranks[0], self.c), "filters": (self.out, *self.kernel)}

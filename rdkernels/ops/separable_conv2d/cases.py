@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..conv_case import ALEXNET1, LAYERS, ConvCase, correctness, layer_case
-from . import OP
+from . import OP, separable_conv2d
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class SeparableCase(ConvCase):
     """`ranks` is (R,)."""
 
     op = OP
+    function = staticmethod(separable_conv2d)
 
     def shapes(self):
         (r,), (kh, kw) = self.ranks, self.kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..conv_case import LAYERS, ConvCase, correctness, layer_case
-from . import OP
+from . import OP, tucker_conv2d
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,7 @@ class TuckerCase(ConvCase):
     """`ranks` is (R1, R2)."""
 
     op = OP
+    function = staticmethod(tucker_conv2d)
 
     def shapes(self):
         r1, r2 = self.ranks
