@@ -19,13 +19,14 @@ from .registry import attach_native, backends, use
 native.load()
 attach_native(_convolution.KERNEL_DTYPES, native.runs_on)
 
-from . import nn  # noqa: E402
+from . import compress, nn  # noqa: E402
 
 __version__ = importlib.metadata.version("rdkernels")
 __all__ = [
     "backends",
     "bicluster_conv2d",
     "build_info",
+    "compress",
     "cp_conv2d",
     "hashed_linear",
     "hashing",

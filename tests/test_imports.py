@@ -18,8 +18,8 @@ MAY = {
     "registry": set(),
     "testing": set(),
     "ops": {"registry", "hashing", "testing"},
-    "nn": {"ops", "hashing"},
-    "compress": {"ops", "nn", "hashing"},
+    "compress": {"ops", "hashing"},
+    "nn": {"ops", "compress", "hashing"},
     "analysis": {"ops", "nn", "compress", "hashing"},
     "distill": set(),
 }
@@ -116,7 +116,7 @@ import rdkernels
 assert torch.equal(state, torch.get_rng_state()) and random.getstate() == pythons
 assert not torch.cuda.is_initialized()
 assert torch.get_num_threads() == threads and torch.get_default_dtype() == dtype
-assert not {"torch._dynamo", "torch._inductor", "matplotlib", "rich", "sklearn", "pytest"} & set(sys.modules)
+assert not {"torch._dynamo", "torch._inductor", "matplotlib", "rich", "scipy", "sklearn", "pytest"} & set(sys.modules)
 """
 
 

@@ -1,5 +1,16 @@
 """Layers that own their parameters; forward is one call of an operation."""
 
 from .hashed import HashedLinear, WeightBank
+from .lowrank import LowRankLinear
+from .lowrank_conv import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
 
-__all__ = ["HashedLinear", "WeightBank"]
+__all__ = [
+    "BiclusterConv2d",
+    "CPConv2d",
+    "HashedLinear",
+    "LowRankLinear",
+    "MonochromaticConv2d",
+    "SeparableConv2d",
+    "TuckerConv2d",
+    "WeightBank",
+]
