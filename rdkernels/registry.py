@@ -35,6 +35,7 @@ class Backend:
 _PASSES: dict[str, dict[str, Backend]] = {}  # pass -> backend name -> implementation
 _ORDERS: dict[str, Callable[..., tuple[str, ...]]] = {}  # pass -> what orders its backends on a GPU, if not ORDER
 _FAMILY: dict[str, list[str]] = {}  # operation -> its passes
+_CPU: dict[str, tuple[str, Callable[..., Any]]] = {}  # pass -> the twin that must have a CPU kernel, what then runs
 _traces: list[list[tuple[str, str]]] = []
 
 
@@ -90,6 +91,16 @@ def order(name: str, rule: Callable[..., tuple[str, ...]]) -> None:
     _ORDERS[name] = rule
 
 
+def native_on_cpu(name: str, twin: str) -> Callable:
+    """On the CPU, pass `name` is the decorated function if the libraries implement `twin`; it calls that itself."""
+
+    def attach(run: Callable) -> Callable:
+        _CPU[name] = twin, run
+        return run
+
+    return attach
+
+
 def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.device], bool]) -> None:
     """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered.
 
@@ -97,17 +108,24 @@ def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.devi
     """
     devices = _DEVICES if torch.version.cuda else _DEVICES[:1]  # a CPU torch pays nothing for the CUDA library
     for name, table in _PASSES.items():
-        twin = f"{NAMESPACE}_native::{name}"
-        on = {d for d, key in devices if torch._C._dispatch_has_kernel_for_dispatch_key(twin, key)}
-        if on:
-            run = getattr(getattr(torch.ops, f"{NAMESPACE}_native"), name).default
-            run = _as_precise_as_torch(run) if "cuda" in on else run
+        runs: dict[str, Callable[..., Any]] = {}
+        for device, key in devices:
+            twin, wrapper = _CPU.get(name, (name, None)) if device == "cpu" else (name, None)
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}_native::{twin}", key):
+                runs[device] = wrapper or getattr(getattr(torch.ops, f"{NAMESPACE}_native"), name).default
+        if not runs:
+            continue
+        if "cuda" in runs:
+            runs["cuda"] = _as_precise_as_torch(runs["cuda"])
 
-            def serves(x: torch.Tensor, *_: Any, on: set[str] = on) -> bool:
-                kind = x.device.type
-                return kind in on and x.dtype in dtypes and (kind == "cpu" or runs_on(x.device))
+        def serves(x: torch.Tensor, *_: Any, on: dict[str, Callable] = runs) -> bool:
+            kind = x.device.type
+            return kind in on and x.dtype in dtypes and (kind == "cpu" or runs_on(x.device))
 
-            table["native"] = Backend(serves, run)
+        def run(x: torch.Tensor, *args: Any, on: dict[str, Callable] = runs) -> Any:
+            return on[x.device.type](x, *args)
+
+        table["native"] = Backend(serves, next(iter(runs.values())) if len(runs) == 1 else run)
 
 
 def _as_precise_as_torch(run: Callable) -> Callable:

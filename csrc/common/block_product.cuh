@@ -104,20 +104,24 @@ struct WarpProduct {
   }
 
   RDK_DEVICE void step(const T* a, const T* b, int k) {
-    uint32_t af[kTilesM][4];
+    step_by([&](uint32_t(&words)[4], int i) { load_a(words, a, i, k); }, b, k);
+  }
+
+  // The same with the rows of A anywhere in a tile: `place` says where this lane reads if row r of the warp's is row
+  // map(r) of the tile.
+  static constexpr int kPlaces = kTilesM;
+  template <class Map>
+  RDK_DEVICE static void place(int (&places)[kPlaces], const Map& map) {
+    static_assert(!kTransA);
 #pragma unroll
-    for (int i = 0; i < kTilesM; ++i) load_a(af[i], a, i, k);
-#pragma unroll
-    for (int j = 0; j < kTilesN; j += 2) {
-      uint32_t bf[4];
-      load_b(bf, b, j / 2, k);
-      const uint32_t left[2] = {bf[0], bf[1]}, right[2] = {bf[2], bf[3]};
-#pragma unroll
-      for (int i = 0; i < kTilesM; ++i) {
-        mma<T>(acc[i][j], af[i], left);
-        mma<T>(acc[i][j + 1], af[i], right);
-      }
-    }
+    for (int i = 0; i < kTilesM; ++i) places[i] = TileA::chunk(map(16 * i + lane_id() % 16), lane_id() / 16);
+  }
+  RDK_DEVICE void step_at(const T* a, const int (&places)[kPlaces], const T* b, int k) {
+    const auto load = [&](uint32_t(&words)[4], int i) {
+      ldmatrix_x4(words, a + (places[i] ^ k));
+      round_tf32(words);
+    };
+    step_by(load, b, k);
   }
 
   // fn(row, column, value) for every entry of this lane, counted from the warp's corner.
@@ -137,6 +141,18 @@ struct WarpProduct {
     }
   }
 
+  // fn(row, column, value, the next column's) likewise, two at a time.
+  template <class Fn>
+  RDK_DEVICE void pairs(const Fn& fn) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int n = 0; n < kTilesM * kTilesN * 2; ++n) {
+      const int i = n / (kTilesN * 2), j = n / 2 % kTilesN, e = n % 2 * 2;
+      const float first = kSettles<T> ? total[i][j][e] : 0.0f, second = kSettles<T> ? total[i][j][e + 1] : 0.0f;
+      fn(16 * i + g + e / 2 * 8, 8 * j + 2 * t, first + acc[i][j][e], second + acc[i][j][e + 1]);
+    }
+  }
+
   RDK_DEVICE void settle() {
     if constexpr (kSettles<T>) {
 #pragma unroll
@@ -150,6 +166,24 @@ struct WarpProduct {
 
  private:
   int at_a, at_b;
+
+  template <class LoadA>
+  RDK_DEVICE void step_by(const LoadA& load_a, const T* b, int k) {
+    uint32_t af[kTilesM][4];
+#pragma unroll
+    for (int i = 0; i < kTilesM; ++i) load_a(af[i], i);
+#pragma unroll
+    for (int j = 0; j < kTilesN; j += 2) {
+      uint32_t bf[4];
+      load_b(bf, b, j / 2, k);
+      const uint32_t left[2] = {bf[0], bf[1]}, right[2] = {bf[2], bf[3]};
+#pragma unroll
+      for (int i = 0; i < kTilesM; ++i) {
+        mma<T>(acc[i][j], af[i], left);
+        mma<T>(acc[i][j + 1], af[i], right);
+      }
+    }
+  }
 
   // Rows 16 i .. of A as mma.sync wants them.
   RDK_DEVICE void load_a(uint32_t (&words)[4], const T* a, int i, int k) const {
@@ -212,19 +246,24 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
     float av[kRows][4];
 #pragma unroll
     for (int n = 0; n < kRows; n += 4) four<TileA, kTransA>(&av[n], a, k, row, n, row_of);
+    step_by(av, b, k);
+  }
+
+  static constexpr int kPlaces = kRows;
+  template <class Map>
+  RDK_DEVICE static void place(int (&places)[kPlaces], const Map& map) {
+    static_assert(!kTransA);
 #pragma unroll
-    for (int n = 0; n < kCols; n += 4) {
-      float bv[4][4];
-      four<TileB, kTransB>(bv, b, k, col, n, col_of);
+    for (int i = 0; i < kRows; ++i) places[i] = TileA::chunk(map(row_of(i)), 0);
+  }
+  RDK_DEVICE void step_at(const float* a, const int (&places)[kPlaces], const float* b, int k) {
+    float av[kRows][4];
 #pragma unroll
-      for (int q = 0; q < 4; ++q) {
-#pragma unroll
-        for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) acc[i][n + j] = fmaf(av[i][q], bv[j][q], acc[i][n + j]);
-        }
-      }
+    for (int i = 0; i < kRows; ++i) {
+      const float4 v = floats(load16(a + (places[i] ^ k)));
+      av[i][0] = v.x, av[i][1] = v.y, av[i][2] = v.z, av[i][3] = v.w;
     }
+    step_by(av, b, k);
   }
 
   template <class Fn>
@@ -245,6 +284,22 @@ struct WarpProduct<float, Math::fma, kM, kN, TileA, kTransA, TileB, kTransB> {
   }
 
  private:
+  RDK_DEVICE void step_by(const float (&av)[kRows][4], const float* b, int k) {
+#pragma unroll
+    for (int n = 0; n < kCols; n += 4) {
+      float bv[4][4];
+      four<TileB, kTransB>(bv, b, k, col, n, col_of);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) acc[i][n + j] = fmaf(av[i][q], bv[j][q], acc[i][n + j]);
+        }
+      }
+    }
+  }
+
   // to[i][q] = entry n + i of the operand at depth k + q, by four 16-byte reads.
   template <class Tile, bool kTransposed, class Place>
   RDK_DEVICE static void four(float (*to)[4], const float* tile, int k, int first, int n, const Place& place) {

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import backend, define
+from ..registry import backend, define, define_native, native_on_cpu
 from .convolution import Activation, Geometry, memory_format, new_output
 
 
@@ -67,7 +67,14 @@ class Pad(NamedTuple):
 Stage = Conv | Select | Pad
 Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
 
-_CHAINS: dict[str, tuple[Stages, int]] = {}  # op -> its stages, the number of its factors
+class _Chained(NamedTuple):
+    stages: Stages
+    count: int  # of factors and indices
+    out: Callable[..., tuple[int, int, int]]
+    maps: Callable[..., Sequence[tuple[int, int, int]]]
+
+
+_CHAINS: dict[str, _Chained] = {}
 
 
 def apply_activation(y: Tensor, activation: int) -> Tensor:
@@ -93,40 +100,102 @@ def unfused(
     act: int,
 ) -> Tensor:
     """The operation as the chain of torch calls that its kernels replace."""
-    stages, _ = _CHAINS[op]
-    y = run_stages(x, stages(factors, where))[-1]
+    y = run_stages(x, _CHAINS[op].stages(factors, where))[-1]
     y = y if bias is None else y + bias[:, None, None]
     y = y if residual is None else y + residual
     return apply_activation(y, act)
 
 
 def define_chain(
-    op: str, stages: Stages, factors: Sequence[str], indices: Sequence[str], out: Callable[..., tuple]
+    op: str,
+    stages: Stages,
+    factors: Sequence[str],
+    indices: Sequence[str],
+    out: Callable[..., tuple[int, int, int]],
+    maps: Callable[..., Sequence[tuple[int, int, int]]] = lambda *_: (),
 ) -> None:
     """Declare the forward pass of `op` and attach its reference.
 
-    `out(x, factors, geometry)` gives the output's channels, height and width. `indices` are int64 arguments after the
-    factors. The pass returns a list: y, and where `keep` is set and the backend has them, the inputs of the stages
-    after the first, which save the backward from computing them again.
+    `out(x, factors, geometry)` gives the output's channels, height and width, `maps` those of the first stages'
+    results. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep` these maps,
+    which save the backward from computing them again; it is set for float32 on the CPU only.
     """
     count = len(factors) + len(indices)
-    _CHAINS[op] = stages, count
+    _CHAINS[op] = _Chained(stages, count, out, maps)
     tensors = ", ".join(f"Tensor {name}" for name in (*factors, *indices))
     numbers = ", ".join(f"int {name}" for name in Geometry._fields)
     schema = f"(Tensor x, {tensors}, Tensor? bias, Tensor? residual, {numbers}, int activation, bool keep) -> Tensor[]"
 
     def fake(x: Tensor, *args: Any) -> list[Tensor]:
-        return [new_output(x, *out(x, args[:count], Geometry(*args[count + 2 : count + 10])))]
+        where = Geometry(*args[-10:-2])
+        return [new_output(x, *out(x, args[:count], where)), *(new_maps(op, x, args[:count], where) if args[-1] else ())]
 
     def reference(x: Tensor, *args: Any) -> list[Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         own = [t.to(wide) if t.is_floating_point() else t for t in args[:count]]
         added = [None if t is None else t.to(wide) for t in args[count : count + 2]]
-        y = unfused(op, x.to(wide), own, *added, Geometry(*args[count + 2 : count + 10]), args[count + 10])
-        return [y.to(dtype=x.dtype, memory_format=memory_format(x), copy=True)]
+        where = Geometry(*args[-10:-2])
+        y = unfused(op, x.to(wide), own, *added, where, args[-2])
+        kept = kept_maps(op, x, own, where) if args[-1] else ()
+        return [y.to(dtype=x.dtype, memory_format=memory_format(x), copy=True), *kept]
 
     define(op, "fwd", schema, fake)
     backend(f"{op}_fwd", "reference")(reference)
+
+
+def new_maps(op: str, x: Tensor, factors: Sequence[Tensor], where: Geometry) -> list[Tensor]:
+    """The maps that a pass keeps, channels_last; zeros where a stride may leave pixels out."""
+    sizes = [(x.shape[0], *size) for size in _CHAINS[op].maps(x, factors, where)]
+    made = [torch.empty(s, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for s in sizes]
+    return made if where[:2] == (1, 1) else [t.zero_() for t in made]
+
+
+def kept_maps(op: str, x: Tensor, factors: Sequence[Tensor], where: Geometry) -> list[Tensor]:
+    """The same, computed by torch: for a backend that does not keep its own."""
+    chained = _CHAINS[op]
+    found = run_stages(x, chained.stages(factors, where)[: len(chained.maps(x, factors, where))])[1:]
+    return [t.contiguous(memory_format=torch.channels_last) for t in found]
+
+
+class NativeCall(NamedTuple):
+    """What a room's CPU kernel needs of a call: the packed factors, its integers, further tensors."""
+
+    packed: Tensor
+    numbers: tuple[int, ...]
+    tensors: tuple[Tensor, ...] = ()
+
+
+def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequence[str] = ()) -> Callable:
+    """The decorated `prepare(x, factors)` describes a call to the CPU library's `<op>_run`.
+
+    `numbers` and `tensors` name what that operator is given besides, `maps` is how many rank maps it keeps.
+    """
+    kept = "".join(f"Tensor(m{n}!)? map{n}, " for n in range(maps))
+    integers = ", ".join(f"int {name}" for name in (*numbers, *Geometry._fields, "activation"))
+    own = "".join(f"Tensor {name}, " for name in tensors)
+    define_native(
+        f"{op}_run(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias, Tensor? residual, {kept}{own}{integers}) -> ()"
+    )
+    run = getattr(torch.ops.rdkernels_native, f"{op}_run").default
+    chained = _CHAINS[op]
+
+    def attach(prepare: Callable[..., NativeCall]) -> Callable[..., NativeCall]:
+        @native_on_cpu(f"{op}_fwd", f"{op}_run")
+        def fwd(x: Tensor, *args: Any) -> list[Tensor]:
+            factors, (bias, residual) = args[: chained.count], args[chained.count : chained.count + 2]
+            where, (activation, keep) = Geometry(*args[-10:-2]), args[-2:]
+            y = new_output(x, *chained.out(x, factors, where))
+            if residual is not None:
+                residual = residual.contiguous(memory_format=memory_format(x))
+            found = new_maps(op, x, factors, where) if keep else []
+            call = prepare(x, factors)
+            kept = found or [None] * maps
+            run(y, x, call.packed, bias, residual, *kept, *call.tensors, *call.numbers, *where, activation)
+            return [y, *found]
+
+        return prepare
+
+    return attach
 
 
 def _fwd(
@@ -153,7 +222,7 @@ def _backward(
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
-    stages = _CHAINS[op][0](factors, where)
+    stages = _CHAINS[op].stages(factors, where)
     inputs = [x, *maps]
     for stage in stages[len(inputs) - 1 : -1]:
         inputs.append(stage(inputs[-1]))
@@ -176,7 +245,8 @@ def _backward(
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, where, x, bias, residual, *factors):
-        y, *maps = _fwd(op, x, factors, bias, residual, Geometry(*where), 0, True)
+        keep = x.device.type == "cpu" and x.dtype == torch.float32 and Geometry(*where).symmetric
+        y, *maps = _fwd(op, x, factors, bias, residual, Geometry(*where), 0, keep)
         ctx.save_for_backward(x, *factors, *maps)
         ctx.call = op, where, len(factors)
         return y

@@ -22,6 +22,7 @@ class TestContract(Contract):
     op = OP
     cases = cases.CORRECTNESS
     smoke = ("one-row", "few", "medium")
+    own_backward = False
 
     @over(kinds=("fp32", "bf16", "fp16"))
     @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])

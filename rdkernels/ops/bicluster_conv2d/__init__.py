@@ -52,6 +52,8 @@ define_chain(
     ),
 )
 
+from . import native  # noqa: E402,F401  it attaches itself to the pass above
+
 
 def bicluster_conv2d(
     x: Tensor,

@@ -19,6 +19,8 @@ define(
     fake=lambda x, down, up, *_: [x.new_empty(x.shape[0], up.shape[0])],
 )
 
+from . import triton  # noqa: E402,F401  it attaches itself to the pass above
+
 
 def unfused(
     x: Tensor, down: Tensor, up: Tensor, bias: Tensor | None, residual: Tensor | None, activation: int
