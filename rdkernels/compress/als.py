@@ -93,7 +93,7 @@ def _eigen_start(weight: Tensor, rank: int) -> _Terms:
     left, values, right = torch.linalg.svd(rest, full_matrices=False)
     lines = right[:, 0].reshape(rank, kh, kw)
     down, scale, across = torch.linalg.svd(lines, full_matrices=False)
-    return _Terms(left[:, :, 0] * values[:, :1], down[:, :, 0] * scale[:, :1], across[:, 0], torch.nan_to_num(spread))
+    return _Terms(left[:, :, 0] * values[:, :1], down[:, :, 0] * scale[:, :1], across[:, 0], spread)
 
 
 def _random_start(weight: Tensor, rank: int, seed: int) -> _Terms:

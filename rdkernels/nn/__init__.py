@@ -2,7 +2,7 @@
 
 from .hashed import HashedLinear, WeightBank
 from .lowrank import LowRankLinear
-from .lowrank_conv import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
+from .lowrank_forms import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
 
 __all__ = [
     "BiclusterConv2d",

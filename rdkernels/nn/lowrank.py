@@ -25,7 +25,7 @@ class LowRank(nn.Module):
     _function: ClassVar[Callable[..., Tensor]]
     _names: ClassVar[tuple[str, ...]]
     _index_names: ClassVar[tuple[str, ...]] = ()
-    _dense_type: ClassVar[type[nn.Module]]
+    _dense_type: ClassVar[Any]  # nn.Conv2d or nn.Linear
 
     bias: nn.Parameter | None
     activation: str | None
