@@ -5,7 +5,9 @@
 namespace rdk {
 namespace {
 
-const int64_t* order(const Tensor& t, int64_t channels) {
+const int64_t* order(const std::optional<Tensor>& given, int64_t channels) {
+  STD_TORCH_CHECK(given.has_value(), "bicluster_conv2d_run: both orders are needed");
+  const Tensor& t = *given;
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() == channels,
                   "bicluster_conv2d_run: an order must be a contiguous int64 tensor of ", channels, " channels");
   const int64_t* const values = data<int64_t>(t);
@@ -16,8 +18,8 @@ const int64_t* order(const Tensor& t, int64_t channels) {
 }
 
 void run(Tensor y, const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
-         const std::optional<Tensor>& residual, const Tensor& inputs, const Tensor& outputs, int64_t clusters_in,
-         int64_t clusters_out, int64_t k1, int64_t k2, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w,
+         const std::optional<Tensor>& residual, const std::optional<Tensor>& inputs,
+         const std::optional<Tensor>& outputs, int64_t clusters_in, int64_t clusters_out, int64_t k1, int64_t k2, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w,
          int64_t top, int64_t bottom, int64_t left, int64_t right, int64_t dilation_h, int64_t dilation_w,
          int64_t activation) {
   const Geometry g{stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w};

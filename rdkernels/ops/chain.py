@@ -162,7 +162,7 @@ class NativeCall(NamedTuple):
 
     packed: Tensor
     numbers: tuple[int, ...]
-    tensors: tuple[Tensor, ...] = ()
+    tensors: tuple[Tensor | None, ...] = ()
 
 
 def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequence[str] = ()) -> Callable:
@@ -172,7 +172,7 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
     """
     kept = "".join(f"Tensor(m{n}!)? map{n}, " for n in range(maps))
     integers = ", ".join(f"int {name}" for name in (*numbers, *Geometry._fields, "activation"))
-    own = "".join(f"Tensor {name}, " for name in tensors)
+    own = "".join(f"Tensor? {name}, " for name in tensors)
     define_native(
         f"{op}_run(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias, Tensor? residual, {kept}{own}{integers}) -> ()"
     )

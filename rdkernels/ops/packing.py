@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,10 +45,10 @@ def core_lines(core: Tensor) -> Tensor:
     return torch.cat([panels(line.permute(2, 1, 0)) for line in core.unbind(2)])
 
 
-_kept: dict[tuple, tuple[tuple[weakref.ref, ...], Tensor]] = {}
+_kept: dict[tuple, tuple[tuple[weakref.ref, ...], Any]] = {}
 
 
-def packed(op: str, factors: Sequence[Tensor], pack: Callable[..., Tensor]) -> Tensor:
+def packed(op: str, factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:
     """`pack(*factors)` in float32, from the last call with these tensors if none was written since.
 
     Seen are writes that raise a tensor's version counter, as every in-place operation does; a write through `.data` is
@@ -68,6 +69,6 @@ def packed(op: str, factors: Sequence[Tensor], pack: Callable[..., Tensor]) -> T
     return made
 
 
-def _pack(factors: Sequence[Tensor], pack: Callable[..., Tensor]) -> Tensor:
+def _pack(factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:
     with torch.no_grad():
-        return pack(*(t.detach().to(torch.float32) if t.is_floating_point() else t for t in factors)).contiguous()
+        return pack(*(t.detach().to(torch.float32) if t.is_floating_point() else t for t in factors))

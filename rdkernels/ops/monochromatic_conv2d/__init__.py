@@ -38,6 +38,8 @@ define_chain(
     lambda x, f, where: (f[1].shape[0], *where.out(x.shape[2], x.shape[3], f[1].shape[1], f[1].shape[2])),
 )
 
+from . import native  # noqa: E402,F401  it attaches itself to the pass above
+
 
 def monochromatic_conv2d(
     x: Tensor,
