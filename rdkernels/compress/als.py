@@ -19,6 +19,8 @@ _GAIN = 1e-4  # a sweep that takes less than this share of the squared residual 
 _EXACT = 1e-15  # of the squared norm: what is left is rounding
 _PROXIMAL = 1e-10  # pull towards the last factors, by the Gram matrix's mean diagonal: no bias, no singular system
 _DEGENERATE = 5.0
+_PENALTIES = (1e-4, 1e-3, 1e-2)  # on the terms' squared norms: out of swamps, and the next ones out of degeneracy
+_MET = 1e-10  # of the squared norm: a weight that is met, by whatever terms
 
 
 class CPDegenerate(UserWarning):
@@ -37,6 +39,10 @@ class _Terms(NamedTuple):
         """The norm of each rank-one term."""
         rows = (self.inner, self.vertical, self.horizontal, self.outer.T)
         return torch.stack([t.norm(dim=1) for t in rows]).prod(0)
+
+    def ratio(self) -> float:
+        """The root of the terms' summed squared norms over the norm of their sum: 1 where they are orthogonal."""
+        return float(self.norms().norm()) / max(self.energy(), 1e-300) ** 0.5
 
     def balanced(self) -> _Terms:
         """The same sum, each term's norm spread evenly over its four vectors."""
@@ -105,43 +111,49 @@ def _random_start(weight: Tensor, rank: int, seed: int) -> _Terms:
     return _Terms(inner, vertical, horizontal, outer.T)
 
 
-def _solve(product: Tensor, gram: Tensor, old: Tensor) -> Tensor:
-    """Rows `[R, n]` that minimise the residual where `gram @ rows = product`, next to the old ones where it is flat."""
+def _solve(product: Tensor, gram: Tensor, old: Tensor, penalty: float) -> Tensor:
+    """Rows `[R, n]` that minimise the objective, next to the old ones where it is flat.
+
+    A row's squared norm times its entry of the Gram matrix's diagonal is the squared norm of its term.
+    """
     pull = _PROXIMAL * gram.diagonal().mean().clamp(min=1e-300)
-    system = gram + pull * torch.eye(gram.shape[0], dtype=gram.dtype)
-    return torch.linalg.solve(system, product + pull * old)
+    return torch.linalg.solve(gram + torch.diag(penalty * gram.diagonal() + pull), product + pull * old)
 
 
-def _sweeps(weight: Tensor, start: _Terms, count: int) -> tuple[_Terms, float]:
-    """At most `count` sweeps of ALS from `start`; the terms and their squared residual."""
+def _sweeps(weight: Tensor, start: _Terms, count: int, penalty: float = 0.0) -> tuple[_Terms, float]:
+    """At most `count` sweeps of ALS from `start`; the terms and their squared residual.
+
+    What falls is the squared residual plus `penalty` times the terms' summed squared norms.
+    """
     o, c, kh, kw = weight.shape
     total = float(weight.square().sum())
     flat = weight.reshape(o, -1)
-    terms, residual = start.balanced(), float("inf")
+    terms, residual, objective = start.balanced(), float("inf"), float("inf")
     for _ in range(count):
         inner, vertical, horizontal, outer = terms
         gi, gv, gh, go = inner @ inner.T, vertical @ vertical.T, horizontal @ horizontal.T, outer.T @ outer
         through = (outer.T @ flat).reshape(-1, c, kh, kw)
-        inner = _solve(torch.einsum("rcij,ri,rj->rc", through, vertical, horizontal), gv * gh * go, inner)
+        inner = _solve(torch.einsum("rcij,ri,rj->rc", through, vertical, horizontal), gv * gh * go, inner, penalty)
         gi = inner @ inner.T
         maps = torch.einsum("rcij,rc->rij", through, inner)
-        vertical = _solve(torch.einsum("rij,rj->ri", maps, horizontal), gi * gh * go, vertical)
+        vertical = _solve(torch.einsum("rij,rj->ri", maps, horizontal), gi * gh * go, vertical, penalty)
         gv = vertical @ vertical.T
-        horizontal = _solve(torch.einsum("rij,ri->rj", maps, vertical), gi * gv * go, horizontal)
+        horizontal = _solve(torch.einsum("rij,ri->rj", maps, vertical), gi * gv * go, horizontal, penalty)
         gh = horizontal @ horizontal.T
         rows = torch.einsum("rc,ri,rj->rcij", inner, vertical, horizontal).reshape(-1, c * kh * kw)
         product, gram = rows @ flat.T, gi * gv * gh
-        found = _solve(product, gram, outer.T)
-        before = residual
+        found = _solve(product, gram, outer.T, penalty)
+        before = objective
         residual = total - 2 * float((product * found).sum()) + float((found @ found.T * gram).sum())
         terms = _Terms(inner, vertical, horizontal, found.T).balanced()
-        if residual <= _EXACT * total or before - residual <= _GAIN * residual:
+        objective = residual + (penalty * float(terms.norms().square().sum()) if penalty else 0.0)
+        if residual <= _EXACT * total or before - objective <= _GAIN * objective:
             break
     return terms, max(residual, 0.0)
 
 
 def _fit(weight: Tensor, rank: int) -> tuple[_Terms, float]:
-    """The best of the starts, and the share of energy that it keeps."""
+    """Terms that do not cancel, unless only such meet the weight, and the share of energy that they keep."""
     total = float(weight.square().sum())
     if total == 0:
         return _orthogonal_start(weight, rank), 1.0
@@ -151,9 +163,20 @@ def _fit(weight: Tensor, rank: int) -> tuple[_Terms, float]:
     if rank <= min(weight.shape[:2]) and weight.shape[2] * weight.shape[3] > 1:
         starts.append(_eigen_start(weight, rank))
     starts += [_random_start(weight, rank, seed) for seed in _SEEDS]
-    best, _ = min((_sweeps(weight, start, _TRIAL) for start in starts), key=lambda found: found[1])
-    terms, residual = _sweeps(weight, best, _SWEEPS)
-    return terms, 1 - residual / total
+    terms, residual = min((_sweeps(weight, start, _TRIAL) for start in starts), key=lambda found: found[1])
+    if residual <= _MET * total:
+        return terms, 1 - residual / total
+    found = [(starts[0], total - starts[0].energy())]
+    for penalty in _PENALTIES:
+        terms, residual = _sweeps(weight, terms, _SWEEPS, penalty)
+        found.append((terms, residual))
+        if terms.ratio() <= _DEGENERATE:
+            break
+    found.append(_sweeps(weight, terms, _SWEEPS))
+    if found[-1][1] > _MET * total:
+        found = [(t, residual) for t, residual in found if t.ratio() <= _DEGENERATE]  # the first one is
+    terms, residual = min(found, key=lambda pair: pair[1])
+    return terms.balanced(), 1 - residual / total
 
 
 def cp(
@@ -162,12 +185,13 @@ def cp(
     """`weight` `[O, C, kh, kw]` -> inner `[R, C]`, vertical `[R, kh]`, horizontal `[R, kw]`, outer `[O, R]` by ALS.
 
     Starts: mutually orthogonal terms from SVDs, generalised eigenvectors where R <= O, C, and two random ones of fixed
-    seeds; the best after a few sweeps is run to the end. Deterministic. Full rank is `kh * kw * min(O, C)`, where the
-    first start is exact. `energy` costs a fit for every rank tried.
+    seeds; the best after a few sweeps is run to the end, with a small penalty on the norms of the terms and then
+    without. Where the root of the terms' summed squared norms exceeds 5 times the norm of the sum, the fit is
+    degenerate, and one that is not is taken: a penalised one or the first start. Deterministic. Full rank is
+    `kh * kw * min(O, C)`, where the first start is exact. `energy` costs a fit for every rank tried.
 
     Warns:
-        CPDegenerate: where the root of the terms' summed squared norms is more than 5 times the norm of the sum (the
-            metric's, where a covariance is given).
+        CPDegenerate: where the weight is met exactly, but by a degenerate sum.
 
     Source: Lebedev et al., ICLR 2015, section 3 (the form); Carroll, Chang, Psychometrika 1970 (ALS); Phan et al.,
     "Stable low-rank tensor decomposition for compression of convolutional neural network", ECCV 2020 (degeneracy).
@@ -186,7 +210,7 @@ def cp(
         lambda r: _fit(white, r),
         least,
     )
-    ratio = float(terms.norms().norm()) / max(terms.energy(), 1e-300) ** 0.5
+    ratio = terms.ratio()
     if ratio > _DEGENERATE:
         warnings.warn(
             f"the norms of the {len(terms.inner)} rank-one terms are {ratio:.3g} times the norm of their sum: they "

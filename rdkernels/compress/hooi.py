@@ -12,7 +12,7 @@ from .covariance import unwhiten, whiten
 from .svd import leading
 
 _SWEEPS = 100
-_GAIN = 1e-10  # a sweep that adds less than this share of the energy is the last
+_GAIN = 1e-7  # a sweep that adds less than this share of the energy is the last
 
 
 def _inputs(weight: Tensor) -> Tensor:
