@@ -7,9 +7,9 @@
 //     y += T shifted * last factor, over taps and ranks
 //
 // Pixels of x lie with their channels side by side; what a tile reads outside x is zero by the length of its copies, so
-// the products know no edges. T and what a room keeps between two products are rounded to T's own type, as torch's chain
-// of convolutions rounds every map: pairs of high and low parts would double the last product for less than a tenth of
-// what the accuracy rule grants.
+// the products know no edges. T and what a room keeps between two products are rounded to x's own type, as torch's chain
+// of convolutions rounds every map (in fp16 what exceeds 65504 is infinite there). On the contract's cases that takes a
+// sixth of what the accuracy rule grants; pairs of high and low parts would double the last product and T.
 #pragma once
 
 #include "common/block_product.cuh"
@@ -134,6 +134,7 @@ struct Chain {
   using Wide = Tile<T, kOut, kK>;
   using Inner = WarpProduct<T, kMath, 32, 32, A, false, B, false>;
   using Last = WarpProduct<T, kMath, 32, kOut / 2, A, false, Wide, false>;
+  static constexpr int kUnroll = kMath == Math::fma ? 1 : 4;  // more of its steps at once would spill
   static constexpr int kStage = 2 * A::kSize > Wide::kSize ? 2 * A::kSize : Wide::kSize;
   static constexpr int kRing = 2 * kStage * int(sizeof(T));
   static constexpr int kWork =
@@ -173,11 +174,15 @@ struct RankMap {
   }
   RDK_DEVICE void put(int row, int rank, float v) const { *at(row, rank) = from_float<T>(v); }
   RDK_DEVICE void put(int row, int rank, float v, float next) const {
-    const T both[2] = {from_float<T>(v), from_float<T>(next)};
+    T both[2];
+    both[0] = from_float<T>(v), both[1] = from_float<T>(next);
+    T* const to = at(row, rank);
     if constexpr (sizeof(T) == 2) {
-      memcpy(__builtin_assume_aligned(at(row, rank), 4), both, 4);
+      uint32_t pair;
+      memcpy(&pair, both, 4);
+      *reinterpret_cast<uint32_t*>(to) = pair;
     } else {
-      *at(row, rank) = both[0], *at(row, rank + 1) = both[1];
+      to[0] = both[0], to[1] = both[1];
     }
   }
 };
@@ -204,11 +209,12 @@ RDK_DEVICE void settle_sometimes(Product& product, int n) {
 }
 
 // sink(row, rank, value) or sink(row, rank, value, the next rank's) for every value of a product whose corner is `row`.
+// Ranks past the last are zero, whatever infinities of x made of the factor's zeros.
 template <class C, class Product, class Sink>
-RDK_DEVICE void pour(Product& product, int row, int rows, const Sink& sink) {
+RDK_DEVICE void pour(Product& product, int row, int rows, int ranks, const Sink& sink) {
   const int r0 = row + warp_row(), c0 = warp_col<kRankBlock>();
-  const auto inside = [&](int r, int c, auto... v) {
-    if (r0 + r < rows) sink(r0 + r, c0 + c, v...);
+  const auto inside = [&](int r, int c, float v, auto... next) {
+    if (r0 + r < rows) sink(r0 + r, c0 + c, c0 + c < ranks ? v : 0.0f, (c0 + c + 1 < ranks ? next : 0.0f)...);
   };
   if constexpr (C::kMath == Math::fma) {
     product.each(inside);
@@ -231,11 +237,10 @@ RDK_DEVICE void first_product(const ChainArgs<typename C::T>& args, typename C::
   constexpr int kAtOnce = kThreads / A::kChunks, kMine = A::kRows / kAtOnce;
   const int mine = threadIdx.x % A::kChunks * A::kValues;
   const int y0 = args.y.origin(tile.y), x0 = args.x.origin(tile.x);
-  const T* const base = args.in.data + image * args.in.image;
+  const int64_t base = image * args.in.image + y0 * args.in.row + int64_t(x0) * args.in.pixel;
   const int deep = (args.in.channels + C::kK - 1) / C::kK;
   for (int row0 = 0; row0 < rows; row0 += A::kRows) {
-    int y[kMine];
-    int64_t at[kMine];
+    int y[kMine], at[kMine];  // row of x, or one far outside; from the tile's origin
 #pragma unroll
     for (int i = 0; i < kMine; ++i) {
       const int r = row0 + int(threadIdx.x) / A::kChunks + i * kAtOnce;
@@ -243,7 +248,7 @@ RDK_DEVICE void first_product(const ChainArgs<typename C::T>& args, typename C::
       const int x = x0 + spot.x * args.x.step;
       const bool inside = r < rows && unsigned(x) < unsigned(args.x.in);
       y[i] = inside ? y0 + spot.y * args.y.step : -(1 << 30);
-      at[i] = inside ? y[i] * args.in.row + int64_t(x) * args.in.pixel : 0;
+      at[i] = int(spot.y * args.y.step * args.in.row + int64_t(spot.x * args.x.step) * args.in.pixel);
     }
     int tap = 0, k = 0;
     const auto load = [&](int stage) {
@@ -253,7 +258,7 @@ RDK_DEVICE void first_product(const ChainArgs<typename C::T>& args, typename C::
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
         const bool inside = bytes > 0 && unsigned(y[i] + down) < unsigned(args.y.in);
-        const T* const from = inside ? base + at[i] + down * args.in.row + k + mine : args.in.data;
+        const T* const from = args.in.data + (inside ? base + at[i] + down * args.in.row + k + mine : 0);
         const int r = int(threadIdx.x) / A::kChunks + i * kAtOnce;
         cp_async16(to + A::chunk(r, threadIdx.x % A::kChunks), from, inside ? bytes : 0);
       }
@@ -264,11 +269,11 @@ RDK_DEVICE void first_product(const ChainArgs<typename C::T>& args, typename C::
     typename C::Inner product(warp_row(), warp_col<kRankBlock>());
     stream(taps * deep, load, [&](int stage, int n) {
       const T* const from = ring + stage * C::kStage;
-#pragma unroll
+#pragma unroll(C::kUnroll)
       for (int d = 0; d < C::kK; d += C::Inner::kStep) product.step(from, from + A::kSize, d);
       settle_sometimes<C>(product, n);
     });
-    pour<C>(product, row0, rows, sink);
+    pour<C>(product, row0, rows, args.first.rows.rows - rank0, sink);
   }
 }
 
@@ -288,7 +293,7 @@ RDK_DEVICE void tap_product(Product& product, typename C::T* ring, const RankMap
   stream(taps * deep, load, [&](int stage, int n) {
     if (done == 0) Product::place(places, [&](int r) { return shift(warp_row() + r, done_tap); });
     const typename C::T* const from = map.tile(done);
-#pragma unroll
+#pragma unroll(C::kUnroll)
     for (int d = 0; d < C::kK; d += Product::kStep) product.step_at(from, places, ring + stage * C::kStage, d);
     settle_sometimes<C>(product, n);
     if (++done == deep) done = 0, ++done_tap;

@@ -9,6 +9,11 @@
 
 namespace rdk::gpu {
 
+// What was chosen: for tests.
+struct Chosen {
+  int tile_h, tile_w, segment, groups;
+};
+
 constexpr int kSms = 132;  // of the GPU that tiles are chosen for
 
 // x or a result as it comes.
@@ -115,6 +120,9 @@ dim3 plan(ChainArgs<typename C::T>& args, const Maps<const typename C::T>& x, in
     a.y = axis(tile_h, int(x.h), h, kh, g.stride_h, g.dilation_h, g.top);
     a.x = axis(tile_w, int(x.w), w, kw, g.stride_w, g.dilation_w, g.left);
     a.rows = Room::rows(a);
+    if (a.y.slots * int64_t(a.y.step) * a.in.row + a.x.slots * int64_t(a.x.step) * a.in.pixel >= int64_t(1) << 31) {
+      return false;  // offsets within a tile are 32 bits wide
+    }
     const int64_t own = Room::bytes(a), per_block = int64_t(a.rows) * kRankBlock * sizeof(T);
     const int64_t fit = (int64_t(device.shared_limit) - C::kWork - own) / per_block;
     if (int64_t(device.shared_limit) < C::kWork + own + per_block) return false;
@@ -144,28 +152,28 @@ dim3 plan(ChainArgs<typename C::T>& args, const Maps<const typename C::T>& x, in
 }
 
 template <class C, class Room>
-void launch_chain(ChainArgs<typename C::T> args, const Maps<const typename C::T>& x, int h, int w, const Geometry& g,
+Chosen launch_chain(ChainArgs<typename C::T> args, const Maps<const typename C::T>& x, int h, int w, const Geometry& g,
                   const Device& device) {
   int bytes = 0;
   const dim3 grid = plan<C, Room>(args, x, h, w, g, device, &bytes);
   opt_in(chain<C, Room>, bytes, device);
   RDK_LAUNCH((chain<C, Room>), grid, dim3(kThreads), bytes, device.stream, args);
   check_launch("chain");
+  return {args.y.tile, args.x.tile, args.segment, int(grid.y)};
 }
 
 // `args` without its axes and its plan; these have only their taps.
 template <template <class> class Room, class T>
-void run_chain(ChainArgs<T> args, const Maps<const T>& x, const Maps<T>& y, const Geometry& g, bool tf32,
+Chosen run_chain(ChainArgs<T> args, const Maps<const T>& x, const Maps<T>& y, const Geometry& g, bool tf32,
                Allocator& memory, const Device& device) {
   args.in = aligned_pixels(x, memory, device);
   args.channels = int(y.channels);
   const int h = int(y.h), w = int(y.w);
   if constexpr (sizeof(T) == 2) {
-    launch_chain<Chain<T, Math::tensor>, Room<Chain<T, Math::tensor>>>(args, x, h, w, g, device);
-  } else if (tf32) {
-    launch_chain<Chain<T, Math::tf32>, Room<Chain<T, Math::tf32>>>(args, x, h, w, g, device);
+    return launch_chain<Chain<T, Math::tensor>, Room<Chain<T, Math::tensor>>>(args, x, h, w, g, device);
   } else {
-    launch_chain<Chain<T, Math::fma>, Room<Chain<T, Math::fma>>>(args, x, h, w, g, device);
+    if (tf32) return launch_chain<Chain<T, Math::tf32>, Room<Chain<T, Math::tf32>>>(args, x, h, w, g, device);
+    return launch_chain<Chain<T, Math::fma>, Room<Chain<T, Math::fma>>>(args, x, h, w, g, device);
   }
 }
 
@@ -183,13 +191,13 @@ struct LinesProblem {
 };
 
 template <class T>
-void lines(const LinesProblem<T>& p, bool tf32, Allocator& memory, const Device& device) {
+Chosen lines(const LinesProblem<T>& p, bool tf32, Allocator& memory, const Device& device) {
   ChainArgs<T> args{};
   args.y.taps = int(p.kh), args.x.taps = int(p.kw), args.ranks = int(p.ranks);
   args.first = aligned_taps(p.vertical, p.ranks, p.x.channels, p.kh, memory, device);
   args.last = aligned_taps(p.horizontal, p.y.channels, p.ranks, p.kw, memory, device);
   args.out = finish(p.y, p.residual, p.bias, p.activation);
-  run_chain<Lines>(args, p.x, p.y, p.geometry, tf32, memory, device);
+  return run_chain<Lines>(args, p.x, p.y, p.geometry, tf32, memory, device);
 }
 
 }  // namespace rdk::gpu

@@ -2,10 +2,7 @@
 // is a function of the shape alone.
 #pragma once
 
-#include <algorithm>
-#include <stdexcept>
-#include <string>
-
+#include "common/launch.cuh"
 #include "hashed_linear/bank_grad.cuh"
 #include "hashed_linear/few_rows.cuh"
 
@@ -13,19 +10,13 @@ namespace rdk::gpu {
 
 constexpr int kBusy = 256;  // CTAs that keep a large GPU busy
 
-struct Device {
-  size_t shared_limit;  // bytes of shared memory that a kernel may opt in to
-  cudaStream_t stream;
-};
-
 // Granules (p0 .. p0 + down - 1, q0 .. q0 + across - 1) of V.
 struct Region {
   int p0, q0, down, across;
 };
 
 // Where launches get memory and sorted keys; the caller owns both.
-struct Workspace {
-  virtual void* take(int64_t bytes) = 0;  // 256-byte aligned, alive until the launches have run
+struct Workspace : Allocator {
   // A stable sort: sorted keys, and where each came from.
   virtual void sort(const int* keys, int count, const int** sorted, const int64_t** from) = 0;
   // members_of(map, where, *this, device), or a list kept from an earlier call.
@@ -43,25 +34,6 @@ struct Strided {
 };
 
 enum class Path : int64_t { none, few_rows, many_rows, bank_grad };
-
-inline int blocks_of(int64_t size, int64_t block) {
-  const int64_t blocks = (size + block - 1) / block;
-  if (blocks >= int64_t(1) << 31) throw std::runtime_error("hashed_linear: too many blocks of work for one launch");
-  return int(blocks);
-}
-
-inline void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("hashed_linear: ") + what + " failed: " + cudaGetErrorString(error));
-}
-inline void check_launch(const char* what) { check(cudaGetLastError(), what); }
-
-template <class... P>
-void opt_in(void (*kernel)(P...), int bytes, const Device& device) {
-  if (size_t(bytes) > device.shared_limit)
-    throw std::runtime_error("hashed_linear: this GPU has too little shared memory");
-  if (bytes > 48 * 1024) check(cudaError_t(smem_optin(kernel, bytes)), "raising the shared memory limit");
-}
 
 // `x` itself where asynchronous copies can read it, else an aligned copy.
 template <class T>

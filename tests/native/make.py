@@ -70,7 +70,11 @@ SIMT_RUNTIME = ["fiber.cpp", "runtime.cpp", "memory.cpp", "collectives.cpp"]
 SIMT_TRACE = ["trace.cpp", "shadow.cpp", "hooks.cpp"]
 SIMT_PROGRAMS = {"controls": "simt/controls_main.cpp", "cuda": "cuda_main.cpp"}  # name -> source, built in every way
 # likewise, but for the sanitizers, which are for programs
-SIMT_MODULES = {"simt": "simt/controls_module.cpp", "cuda": "cuda_module.cpp"}
+SIMT_MODULES = {
+    "simt": "simt/controls_module.cpp",
+    "cuda": "cuda_module.cpp",
+    "lowrank_cuda": "lowrank_cuda_module.cpp",
+}
 CUDA_MISSING = (
     "no CUDA headers: install a CUDA toolkit (or pip install nvidia-cuda-runtime nvidia-cuda-nvcc nvidia-cuda-crt "
     "nvidia-cuda-cccl), and set CUDA_HOME to the folder that has include/cuda_fp16.h"
