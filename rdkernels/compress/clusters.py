@@ -10,6 +10,7 @@ from torch import Tensor
 from .budget import Budget, MultiplyAdds, pair_of_ranks
 from .covariance import unwhiten, whiten
 from .hooi import hooi, hosvd_energies
+from .svd import leading
 
 _SEEDS = range(6)  # of the starts
 _ROUNDS = 50
@@ -40,18 +41,16 @@ def _assign(gain: Tensor, sizes: Sequence[int]) -> Tensor:
     return group[torch.from_numpy(seats)[torch.from_numpy(rows).argsort()]]
 
 
-def _bases(items: Tensor, groups: Tensor, count: int, dim: int) -> Tensor:
-    """`[count, D, dim]`: the leading subspace of each group's items `[n, D, K]`."""
-    scatter = items @ items.transpose(1, 2)
-    sums = scatter.new_zeros(count, *scatter.shape[1:]).index_add(0, groups, scatter)
-    return torch.linalg.eigh(sums).eigenvectors[:, :, -dim:].flip(2)
+def _basis(items: Tensor, dim: int) -> Tensor:
+    """`[D, dim]`: the leading subspace of the items `[n, D, K]`."""
+    return leading(items.transpose(0, 1).flatten(1), dim)
 
 
 def balanced_subspaces(items: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, Tensor]:
     """Groups of exactly these sizes whose items lie closest to one subspace of `dim` dimensions a group.
 
     `items` `[n, D, K]`: what item f gives to a subspace of basis B is `||B^T items[f]||^2`; the sum over the items is
-    maximised by turns over the groups (an assignment problem) and the bases (eigenvectors), neither of which can lower
+    maximised by turns over the groups (an assignment problem) and the bases (singular vectors), neither of which can lower
     it, from several starts of fixed seeds. A vector and its negative are the same line.
 
     Returns:
@@ -65,8 +64,8 @@ def balanced_subspaces(items: Tensor, sizes: Sequence[int], dim: int) -> tuple[T
         for _ in range(_ROUNDS):
             gain = torch.einsum("fdk,gdq->fgqk", items, bases).square().sum((2, 3))
             groups = _assign(gain, sizes)
-            bases = _bases(items, groups, count, dim)
-            reached = float(torch.einsum("fdk,fdq->fqk", items, bases[groups]).square().sum())
+            bases = torch.stack([_basis(items[groups == g], dim) for g in range(count)])
+            reached = float(gain.gather(1, groups[:, None]).sum())  # by the bases of the round before
             if reached <= value * (1 + 1e-12):
                 break
             value = reached
@@ -84,8 +83,7 @@ def _spread_start(items: Tensor, count: int, dim: int, generator: torch.Generato
         first = int(torch.multinomial(weights / weights.sum(), 1, generator=generator))
         line = torch.linalg.svd(items[first], full_matrices=False).U[:, :1]  # [D, 1]
         near = torch.einsum("fdk,dq->fqk", items, line).square().sum((1, 2)) / energy.clamp(min=1e-300)
-        chosen = near.topk(min(len(items), max(1, dim))).indices
-        bases.append(_bases(items[chosen], torch.zeros(len(chosen), dtype=torch.int64), 1, dim)[0])
+        bases.append(_basis(items[near.topk(min(len(items), dim)).indices], dim))
         left = left.minimum(energy - torch.einsum("fdk,dq->fqk", items, bases[-1]).square().sum((1, 2)))
     return torch.stack(bases)
 
@@ -97,8 +95,8 @@ def monochromatic(
 
     The budget's rank is the number of colours C', from 1 to O. Outputs are dealt to the colours in groups of equal size
     (where C' divides O, else sizes differ by one) so that `sum_f ||W_f - u_f s_f^T||^2` is smallest: given the colours,
-    each filter is the least-squares one `s_f = W_f^T u`, so a group's best colour is the leading eigenvector of its
-    summed `W_f W_f^T`. (Denton clusters the first singular vectors by k-means and keeps each filter's own s_f.)
+    each filter is the least-squares one `s_f = W_f^T u`, so a group's best colour is the leading singular vector of
+    its `[W_f ...]`. (Denton clusters the first singular vectors by k-means and keeps each filter's own s_f.)
 
     Source: Denton et al., NIPS 2014, section 3.3.
     """

@@ -12,7 +12,8 @@ from .covariance import unwhiten, whiten
 from .svd import leading
 
 _SWEEPS = 100
-_GAIN = 1e-7  # a sweep that adds less than this share of the energy is the last
+_GAIN = 1e-4  # a sweep that takes less than this share of the squared residual is the last
+_ROUNDING = 1e-14  # of the energy
 
 
 def _inputs(weight: Tensor) -> Tensor:
@@ -33,11 +34,11 @@ def hooi(weight: Tensor, r1: int, r2: int) -> tuple[Tensor, Tensor, Tensor]:
     can lower it.
     """
     outer, inner = leading(weight.flatten(1), r2), leading(_inputs(weight), r1)
-    total, before = float(weight.square().sum()), -1.0
+    total, before = float(weight.square().sum()), float("-inf")
     for _ in range(_SWEEPS):
         core = torch.einsum("ocij,oq,cp->qpij", weight, outer, inner)
         energy = float(core.square().sum())
-        if energy - before <= _GAIN * total:
+        if energy - before <= max(_GAIN * (total - energy), _ROUNDING * total):
             break
         before = energy
         outer = leading(torch.einsum("ocij,cp->opij", weight, inner).flatten(1), r2)
