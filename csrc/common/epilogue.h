@@ -219,7 +219,7 @@ void finish(const Output<T>& out, int64_t image, int64_t row, int64_t x, int64_t
 }
 
 // The last product of a tile's row, `columns` of it, into columns from `first`; those must be 0 where it is direct.
-template <class T>
+template <bool kSplit = false, class T>
 void product_to(const Output<T>& out, const Product& p, int64_t image, int64_t row, int64_t x, int64_t count,
                 int64_t columns, float* buffer, int64_t first = 0) {
   const int64_t strips = strips_of(columns);
@@ -228,14 +228,14 @@ void product_to(const Output<T>& out, const Product& p, int64_t image, int64_t r
       float* const y = out.y.at(image, row, x);
       const float* const residual = out.residual ? out.residual + (y - out.y.data) : nullptr;
       const float floor = out.activation == Activation::relu ? 0.0f : -std::numeric_limits<float>::infinity();
-      return product(p, count, strips, ToPixels{y, residual, out.y.w_stride, columns, out.bias, floor});
+      return product<kSplit>(p, count, strips, ToPixels{y, residual, out.y.w_stride, columns, out.bias, floor});
     }
   }
   for (int64_t s = 0; s < strips; s += kBlockStrips) {
     Product part = p;
     part.b += s * p.b_strip;
     const int64_t width = std::min<int64_t>(kBlockStrips, strips - s);
-    product(part, count, width, ToRows{buffer, kBlockStrips * kVec});
+    product<kSplit>(part, count, width, ToRows{buffer, kBlockStrips * kVec});
     finish(out, image, row, x, count, buffer, kBlockStrips * kVec, first + s * kVec,
            std::min(width * kVec, columns - s * kVec));
   }

@@ -50,11 +50,17 @@ struct Block {
   V16 v[R][NJ];
 };
 
+// How many sums each element is made of: with few rows registers are free, and several chains hide the adder's latency
+// and round less.
+template <int R, int NJ, bool kSplit>
+constexpr int kSums = !kSplit || 2 * R * NJ > kBlockRows * kBlockStrips ? 1 : 4 * R * NJ > kBlockRows * kBlockStrips ? 2 : 4;
+
 // Rows [row, row + R) of the product by strips [strip, strip + NJ).
-template <int R, int NJ, class Sink>
+template <int R, int NJ, bool kSplit, class Sink>
 void block_product(const Product& p, int64_t row, int64_t strip, const Sink& sink) {
   constexpr int kBases = (R + 2) / 3;  // of A's rows, one address register serves three
-  Block<R, NJ> acc = {}, held;
+  constexpr int kParts = kSums<R, NJ, kSplit>;
+  Block<R, NJ> acc = {}, held, part[kParts > 1 ? kParts - 1 : 1] = {};
   bool holds = false;
   int64_t chain = 0;
   sink.template prepare<R, NJ>(row, strip);
@@ -80,17 +86,29 @@ void block_product(const Product& p, int64_t row, int64_t strip, const Sink& sin
         base[i] = a + 3 * i * a_row;
         asm("" : "+r"(base[i]));  // else GCC derives all rows from one base, and spills
       }
-      _Pragma("GCC unroll 4") for (int64_t k = 0; k < depth; ++k, b += kVec) {
+      const auto step = [&](Block<R, NJ>& to, int64_t k) RDK_LAMBDA {
         V16 w[NJ];
         RDK_UNROLL for (int j = 0; j < NJ; ++j) w[j] = load16(b + j * b_strip);
         RDK_UNROLL for (int r = 0; r < R; ++r) {
           const F x = splat(base[r / 3][r % 3 * a_row + k]);
           RDK_UNROLL for (int j = 0; j < NJ; ++j) {
-            RDK_UNROLL for (int i = 0; i < kRegs; ++i) acc.v[r][j].r[i] += x * w[j].r[i];
+            RDK_UNROLL for (int i = 0; i < kRegs; ++i) to.v[r][j].r[i] += x * w[j].r[i];
           }
         }
+        b += kVec;
+      };
+      int64_t k = 0;
+      for (; kParts > 1 && k + kParts <= depth; k += kParts) {
+        RDK_UNROLL for (int i = 0; i + 1 < kParts; ++i) step(part[i], k + i);
+        step(acc, k + kParts - 1);
       }
+      _Pragma("GCC unroll 4") for (; k < depth; ++k) step(acc, k);
       a += depth;
+    }
+  }
+  RDK_UNROLL for (int i = 0; i + 1 < kParts; ++i) {
+    RDK_UNROLL for (int r = 0; r < R; ++r) {
+      RDK_UNROLL for (int j = 0; j < NJ; ++j) acc.v[r][j] = add(acc.v[r][j], part[i].v[r][j]);
     }
   }
   if (holds) {
@@ -104,16 +122,17 @@ void block_product(const Product& p, int64_t row, int64_t strip, const Sink& sin
 template <class Sink>
 using BlockProduct = void (*)(const Product&, int64_t, int64_t, const Sink&);
 
-template <class Sink, int NJ, int... I>
+template <class Sink, int NJ, bool kSplit, int... I>
 constexpr std::array<BlockProduct<Sink>, sizeof...(I)> block_products(std::integer_sequence<int, I...>) {
-  return {block_product<I + 1, NJ, Sink>...};
+  return {block_product<I + 1, NJ, kSplit, Sink>...};
 }
 
-// All `rows` by `strips`, in blocks of about equal height; strips outermost, so that B's part stays near.
-template <class Sink>
+// All `rows` by `strips`, in blocks of about equal height; strips outermost, so that B's part stays near. With kSplit
+// the bits depend on `rows`: for calls whose number of rows does not depend on the number of threads.
+template <bool kSplit = false, class Sink>
 void product(const Product& p, int64_t rows, int64_t strips, const Sink& sink) {
-  static constexpr auto wide = block_products<Sink, kBlockStrips>(std::make_integer_sequence<int, kBlockRows>{});
-  static constexpr auto one = block_products<Sink, 1>(std::make_integer_sequence<int, kBlockRows>{});
+  static constexpr auto wide = block_products<Sink, kBlockStrips, kSplit>(std::make_integer_sequence<int, kBlockRows>{});
+  static constexpr auto one = block_products<Sink, 1, kSplit>(std::make_integer_sequence<int, kBlockRows>{});
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   for (int64_t strip = 0; strip < strips;) {
     const int width = strips - strip >= kBlockStrips ? kBlockStrips : 1;

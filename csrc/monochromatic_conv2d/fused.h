@@ -6,9 +6,12 @@
 
 #include "common/epilogue.h"
 #include "common/panels.h"
-#include "monochromatic_conv2d/half_strip.h"
+#include "monochromatic_conv2d/colours.h"
+#include "monochromatic_conv2d/windows.h"
 
 namespace rdk {
+
+constexpr int kHalf = kVec / 2;
 
 // The outputs in the order of their colours, `counts` of each. A colour's filters stand as strips [kh, kw][16]; what
 // is left, if at most eight, as [kh, kw][8].
@@ -46,7 +49,7 @@ struct Monochromatic {
     float* const planes = Scratch::floats(2, size_t(x.c * (columns.real() + kVec)));
     float* const buffer = Scratch::floats(3, size_t(t.width() * row));
     clear_outside(ring, colours * slots, 1, columns);
-    std::vector<Segment> segments;
+    std::vector<const float*> lines(size_t(kh), nullptr);
     int64_t next = std::max<int64_t>(0, t.y0 * g.stride_h - g.top);
     for (int64_t y = t.y0; y < t.y1; ++y) {
       const Taps taps = taps_of(g, kh, x.h, y);
@@ -56,71 +59,44 @@ struct Monochromatic {
       }
       const float* b = packed + colours * x.c;
       for (int64_t k = 0, first = 0; k < colours; first += counts[k], ++k) {
-        push_windows(segments, ring + k * slots * whole, slots, whole, taps);
-        b = filter(segments, b, counts[k], taps, t.width(), buffer + first, row);
+        for (int64_t i = taps.begin; i < taps.end; ++i) {
+          lines[size_t(i - taps.begin)] = ring + (k * slots + (taps.row0 + i * g.dilation_h) % slots) * whole;
+        }
+        Windows windows{lines.data(), taps.end - taps.begin, g.stride_w, g.dilation_w, kw, nullptr};
+        b = filter(windows, b, counts[k], taps.begin, t.width(), buffer + first, row);
       }
       finish(out, t.image, y, t.x0, t.width(), buffer, row, 0, out.y.c);
     }
   }
 
  private:
-  void push_windows(std::vector<Segment>& to, const float* ring, int64_t slots, int64_t whole, const Taps& taps) const {
-    to.clear();
-    for (int64_t i = taps.begin; i < taps.end; ++i) {
-      const float* const line = ring + (taps.row0 + i * g.dilation_h) % slots * whole;
-      if (g.dilation_w == 1) {
-        to.push_back({line, g.stride_w, kw});
-      } else {
-        for (int64_t j = 0; j < kw; ++j) to.push_back({line + j * g.dilation_w, g.stride_w, 1});
-      }
-    }
-  }
-
-  // One colour's outputs, whose last strip may write past them: the next colour writes there later. Returns the next
+  // One colour's outputs, whose last vector may write past them: the next colour writes there later. Returns the next
   // colour's filters.
-  const float* filter(const std::vector<Segment>& windows, const float* b, int64_t count, const Taps& taps,
-                      int64_t pixels, float* to, int64_t row) const {
-    const int64_t strip = kVec * kh * kw, rest = count % kVec, half = rest > 0 && rest <= kHalf;
-    const int64_t strips = count / kVec + (rest > kHalf);
-    Product p{windows.data(), int(windows.size()), b + kVec * taps.begin * kw, strip};
-    product(p, pixels, strips, ToRows{to, row});
-    b += strips * strip;
-    if (!half) return b;
-    p.b = b + kHalf * taps.begin * kw;
-    half_product(p, pixels, to + strips * kVec, row);
+  const float* filter(Windows& windows, const float* b, int64_t count, int64_t skipped, int64_t pixels, float* to,
+                      int64_t row) const {
+    for (; count > kHalf; count -= kVec, to += kVec, b += kVec * kh * kw) {
+      windows.filters = b + kVec * skipped * kw;
+      window_product<kVec>(windows, pixels, to, row);
+    }
+    if (count <= 0) return b;
+    windows.filters = b + kHalf * skipped * kw;
+    window_product<kHalf>(windows, pixels, to, row);
     return b + kHalf * kh * kw;
   }
 
   // Row `r` of x as a line of every colour, `apart` one from the next.
   void make_colours(int64_t image, int64_t r, const Span& columns, float* planes, float* to, int64_t apart) const {
     const T* const from = x.at(image, r, columns.begin);
-    const int64_t width = columns.real(), plane = width + kVec;
+    const int64_t width = columns.real();
     const float* line = planes;
-    int64_t line_apart = plane;
+    int64_t plane = width + kVec;
     if (std::is_same_v<T, float> && x.w_stride == 1) {
-      line = reinterpret_cast<const float*>(from), line_apart = x.c_stride;
+      line = reinterpret_cast<const float*>(from), plane = x.c_stride;
     } else {
-      for (int64_t c = 0; c < x.c; ++c) {
-        for (int64_t i = 0; i < width; ++i) planes[c * plane + i] = to_float(from[i * x.w_stride + c * x.c_stride]);
-      }
+      split_channels(from, width, x.c, x.w_stride, x.c_stride, planes, plane);
     }
     for (int64_t k = 0; k < colours; ++k) {
-      float* const out_line = to + k * apart + columns.left;
-      const float* const mix = packed + k * x.c;
-      int64_t i = 0;
-      for (; i + kVec <= width; i += kVec) {
-        V16 sum{};
-        for (int64_t c = 0; c < x.c; ++c) {
-          const V16 v = load16(line + c * line_apart + i);
-          RDK_UNROLL for (int l = 0; l < kRegs; ++l) sum.r[l] += splat(mix[c]) * v.r[l];
-        }
-        store16(out_line + i, sum);
-      }
-      for (; i < width; ++i) {
-        float sum = 0;
-        for (int64_t c = 0; c < x.c; ++c) sum += mix[c] * line[c * line_apart + i];
-        out_line[i] = sum;
-      }
+      mix_line(line, plane, width, x.c, packed + k * x.c, to + k * apart + columns.left);
     }
   }
 };

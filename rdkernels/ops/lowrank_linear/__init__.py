@@ -16,7 +16,10 @@ define(
     OP,
     "fwd",
     "(Tensor x, Tensor down, Tensor up, Tensor? bias, Tensor? residual, int activation, bool keep) -> Tensor[]",
-    fake=lambda x, down, up, *_: [x.new_empty(x.shape[0], up.shape[0])],
+    fake=lambda x, down, up, *rest: [
+        x.new_empty(x.shape[0], up.shape[0]),
+        *([x.new_empty(x.shape[0], down.shape[0])] if rest[-1] else []),
+    ],
 )
 
 from . import triton  # noqa: E402,F401  it attaches itself to the pass above
@@ -34,13 +37,18 @@ def unfused(
 def _reference(x, down, up, bias, residual, activation, keep):
     dtype = torch.promote_types(x.dtype, torch.float32)
     wide = [None if t is None else t.to(dtype) for t in (x, down, up, bias, residual)]
-    return [unfused(*wide, activation).to(x.dtype)]
+    y = unfused(*wide, activation).to(x.dtype)
+    return [y, F.linear(x, down)] if keep else [y]
+
+
+from . import native  # noqa: E402,F401  it attaches itself to the pass above
 
 
 class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, down, up, bias, residual):
-        y, *kept = torch.ops.rdkernels.lowrank_linear_fwd(x, down, up, bias, residual, 0, True)
+        keep = x.device.type == "cpu" and x.dtype == torch.float32  # the rank rows save the backward a product
+        y, *kept = torch.ops.rdkernels.lowrank_linear_fwd(x, down, up, bias, residual, 0, keep)
         ctx.save_for_backward(x, down, up, *kept)
         return y
 
