@@ -50,8 +50,8 @@ def balanced_subspaces(items: Tensor, sizes: Sequence[int], dim: int) -> tuple[T
     """Groups of exactly these sizes whose items lie closest to one subspace of `dim` dimensions a group.
 
     `items` `[n, D, K]`: what item f gives to a subspace of basis B is `||B^T items[f]||^2`; the sum over the items is
-    maximised by turns over the groups (an assignment problem) and the bases (singular vectors), neither of which can lower
-    it, from several starts of fixed seeds. A vector and its negative are the same line.
+    maximised by turns over the groups (an assignment problem) and the bases (singular vectors), neither of which can
+    lower it, from several starts of fixed seeds. A vector and its negative are the same line.
 
     Returns:
         The group of each item, int64 `[n]`, and the bases `[len(sizes), D, dim]`.

@@ -42,7 +42,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("energy", [0.3, 0.9, 0.999])
 def test_energy_is_kept(form: str, energy: float) -> None:
-    dense = conv()
+    dense = conv(8, 10)
     layer = FORMS[form].from_dense(dense, energy=energy)
     assert 1 - layer.relative_error(dense) ** 2 >= energy - 1e-9
 
