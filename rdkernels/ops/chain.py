@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import backend, define, define_native, native_on_cpu
+from ..registry import backend, define, define_native, native_on_cpu, picks, run
 from .convolution import Activation, Geometry, memory_format, new_output
+
+
+_convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Conv(NamedTuple):
@@ -33,7 +36,7 @@ class Conv(NamedTuple):
 
     def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
         where = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
-        dx, dw, _ = torch.ops.aten.convolution_backward(dy, x, self.weight, None, *where, (by_x, by_weight, False))
+        dx, dw, _ = _convolution_backward(dy, x, self.weight, None, *where, (by_x, by_weight, False))
         return dx, dw
 
 
@@ -176,7 +179,7 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
     define_native(
         f"{op}_run(Tensor(a!) y, Tensor x, Tensor packed, Tensor? bias, Tensor? residual, {kept}{own}{integers}) -> ()"
     )
-    run = getattr(torch.ops.rdkernels_native, f"{op}_run").default
+    twin = getattr(torch.ops.rdkernels_native, f"{op}_run").default
     chained = _CHAINS[op]
 
     def attach(prepare: Callable[..., NativeCall]) -> Callable[..., NativeCall]:
@@ -190,7 +193,7 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
             found = new_maps(op, x, factors, where) if keep else []
             call = prepare(x, factors)
             kept = found or [None] * maps
-            run(y, x, call.packed, bias, residual, *kept, *call.tensors, *call.numbers, *where, activation)
+            twin(y, x, call.packed, bias, residual, *kept, *call.tensors, *call.numbers, *where, activation)
             return [y, *found]
 
         return prepare
@@ -208,8 +211,7 @@ def _fwd(
     act: int,
     keep: bool,
 ) -> list[Tensor]:
-    run = getattr(torch.ops.rdkernels, f"{op}_fwd")
-    return run(x, *factors, bias, residual, *where, act, keep)
+    return run(f"{op}_fwd", x, *factors, bias, residual, *where, act, keep)
 
 
 def _backward(
@@ -220,7 +222,7 @@ def _backward(
     maps: Sequence[Tensor],
     where: Geometry,
     needs: Sequence[bool],
-) -> list[Tensor | None]:
+) -> Gradients:
     """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
     stages = _CHAINS[op].stages(factors, where)
     inputs = [x, *maps]
@@ -260,14 +262,60 @@ class _Chain(torch.autograd.Function):
         if torch.is_grad_enabled():
             maps = []  # they are constants of the graph: a second derivative must go through x and the factors
         dy = dy.contiguous(memory_format=memory_format(x))
-        wide = torch.float32 if dy.device.type == "cpu" and dy.dtype in (torch.bfloat16, torch.float16) else dy.dtype
-        cast = [t.to(wide) if t.is_floating_point() else t for t in (dy, x, *factors)]
-        kept = [t.to(wide) for t in maps]
-        with torch.autocast(dy.device.type, enabled=False):  # the casts are done
-            dx, *dfactors = _backward(op, cast[0], cast[1], cast[2:], kept, Geometry(*where), (by_x, *by_factor))
         dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)) if by_bias else None
-        found = [dx, dbias, dy if by_residual else None, *dfactors]
-        return None, None, *(None if t is None else t.to(dy.dtype) for t in found)
+        needs = (by_x, *by_factor)
+        if torch.is_autocast_enabled(dy.device.type):
+            with torch.autocast(dy.device.type, enabled=False):  # the casts are done
+                found = _gradients(op, dy, x, factors, maps, Geometry(*where), needs)
+        else:
+            found = _gradients(op, dy, x, factors, maps, Geometry(*where), needs)
+        dx, *dfactors = found
+        made = [dx, dbias, dy if by_residual else None, *dfactors]
+        return None, None, *(t if t is None or t.dtype == dy.dtype else t.to(dy.dtype) for t in made)
+
+
+Gradients = list[Tensor | None]
+NativeBackward = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Geometry], Sequence[Tensor]]
+_BACKWARDS: dict[str, NativeBackward] = {}
+
+
+def native_backward(op: str) -> Callable[[NativeBackward], NativeBackward]:
+    """The decorated function gives the gradients by x and all factors from the CPU library and the kept maps.
+
+    It is called where the forward ran there and kept its maps, for stride 1 and paddings that the reversed chain has.
+    """
+
+    def attach(function: NativeBackward) -> NativeBackward:
+        _BACKWARDS[op] = function
+        return function
+
+    return attach
+
+
+def reversed_geometry(where: Geometry, kh: int, kw: int) -> Geometry:
+    """Of the chain that takes dy to dx, for stride 1; a negative padding where there is none."""
+    h, w = where.dilation_h * (kh - 1), where.dilation_w * (kw - 1)
+    return Geometry(1, 1, h - where.top, h - where.bottom, w - where.left, w - where.right, *where[6:])
+
+
+def _gradients(
+    op: str,
+    dy: Tensor,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    where: Geometry,
+    needs: Sequence[bool],
+) -> Gradients:
+    own = _BACKWARDS.get(op)
+    if own and maps and where[:2] == (1, 1) and x.numel() and picks(f"{op}_fwd", "native", x):
+        made = own(dy, x, factors, maps, where)
+        if made:
+            return [t if needed else None for t, needed in zip(made, needs, strict=True)]
+    if dy.device.type == "cpu" and dy.dtype in (torch.bfloat16, torch.float16):
+        dy, x, *factors = (t.float() if t.is_floating_point() else t for t in (dy, x, *factors))
+        maps = [t.float() for t in maps]
+    return _backward(op, dy, x, factors, maps, where, needs)
 
 
 def call(

@@ -50,6 +50,8 @@ IntOrPair = int | Sequence[int]
 
 
 def _pair(op: str, name: str, value: IntOrPair, least: int) -> tuple[int, int]:
+    if type(value) is int and value >= least:
+        return value, value
     pair = (value, value) if isinstance(value, int) else tuple(value) if isinstance(value, (tuple, list)) else ()
     if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in pair):
         words = ' or "same" or "valid"' if name == "padding" else ""
@@ -80,9 +82,9 @@ def check_tensor(op: str, name: str, t: Tensor, shape: Sequence[int | str], x: T
         raise TypeError(f"{op}: {name} must be a Tensor, got {type(t).__name__}")
     if t.dtype not in DTYPES:
         raise TypeError(f"{op}: {name} must have one of the dtypes {list(DTYPES)}, got {t.dtype}")
-    fits = t.dim() == len(shape) and all(
-        (have >= 1) if isinstance(want, str) else have == want for have, want in zip(t.shape, shape, strict=True)
-    )
+    fits = t.dim() == len(shape)
+    for have, want in zip(t.shape, shape, strict=False):
+        fits = fits and (have >= 1 if isinstance(want, str) else have == want)
     if not fits:
         raise ValueError(f"{op}: {name} must have shape [{', '.join(map(str, shape))}], got {list(t.shape)}")
     if x is not None and t.device != x.device:
@@ -130,9 +132,9 @@ def check_epilogue(
         check_tensor(op, "bias", bias, shape[1:2] if x.dim() == 4 and op != "lowrank_linear" else shape[-1:], x)
     if residual is not None:
         check_tensor(op, "residual", residual, shape, x)
-    names = [a.name for a in Activation if a]
     if activation is None:
         return Activation.none
+    names = [a.name for a in Activation if a]
     if activation not in names:
         raise ValueError(f"{op}: activation must be None or one of {names}, got {activation!r}")
     return Activation[activation]

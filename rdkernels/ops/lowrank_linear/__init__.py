@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...registry import backend, define
+from ...registry import backend, define, run
 from ..chain import apply_activation
 from ..convolution import check_epilogue, check_tensor
 
@@ -48,7 +48,7 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, down, up, bias, residual):
         keep = x.device.type == "cpu" and x.dtype == torch.float32  # the rank rows save the backward a product
-        y, *kept = torch.ops.rdkernels.lowrank_linear_fwd(x, down, up, bias, residual, 0, keep)
+        y, *kept = run(f"{OP}_fwd", x, down, up, bias, residual, 0, keep)
         ctx.save_for_backward(x, down, up, *kept)
         return y
 
@@ -126,5 +126,5 @@ def lowrank_linear(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, down, up, bias, residual)):
         y = apply_activation(_LowRank.apply(rows, down, up, bias, added), int(act))
     else:
-        y = torch.ops.rdkernels.lowrank_linear_fwd(rows, down, up, bias, added, int(act), False)[0]
+        y = run(f"{OP}_fwd", rows, down, up, bias, added, int(act), False)[0]
     return y if x.dim() == 2 else y.reshape(shape)
