@@ -1,4 +1,4 @@
-"""The Triton kernels of the hashed linear layer, compiled for their targets as the room launches them.
+"""The Triton kernels of every room, compiled for their targets as the room launches them; here, the hashed layer's.
 
 python -m bench.static.room --write       rewrite tests/budget.json: a rise is a diff to defend
 """
@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import cubin
+from . import cubin, lowrank
 
 BUDGET = pathlib.Path(__file__).parents[2] / "tests" / "budget.json"
 TARGETS = {
@@ -38,10 +38,13 @@ PROBLEMS = [  # pass, granule, dtype, rows: at 4096 x 4096
     ("bwd_x", "tile", "bf16", 1),
 ]
 NAMES = ["-".join(map(str, problem)) for problem in PROBLEMS] + ["gather-element", "gather-chunk", "keys", "combine"]
+NAMES += lowrank.NAMES
 
 
 def launch(name: str, target: str) -> tuple:
     """A problem's kernel, the types of its arguments, its constants and its blocks, as the room launches it."""
+    if name in lowrank.NAMES:
+        return lowrank.launch(name, target)
     from rdkernels.ops.hashed_linear import triton as room
     from rdkernels.ops.hashed_linear import triton_kernels as k
 

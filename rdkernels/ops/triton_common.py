@@ -36,6 +36,11 @@ class Problem(NamedTuple):
     itemsize: int
     target: str
 
+    @property
+    def passes(self) -> int:
+        """Products that a float32 factor takes: tensor cores want it as two of 16 bits."""
+        return 2 if self.itemsize == 2 else 1
+
     @classmethod
     def of(cls, x: Tensor, ranks: tuple[int, ...], out: int, kernel: tuple[int, int], where: Geometry) -> Problem:
         size = where.out(x.shape[2], x.shape[3], *kernel)
@@ -85,18 +90,18 @@ def on(x: Tensor) -> Any:
 
 
 def arch(x: Tensor) -> str:
-    """The target by its compiler's name, such as "sm_90" or "gfx942"; what is interpreted is as on "sm_90"."""
+    """The target by its compiler's name, such as "sm_90" or "gfx942", or "interpreter"."""
     if not x.is_cuda:
-        return "sm_90"
+        return "interpreter"
     if torch.version.hip:
         return torch.cuda.get_device_properties(x.device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(x.device)
     return f"sm_{major}{minor}"
 
 
-def stages(arch: str) -> int:
-    """Steps of a product in flight."""
-    return 3 if arch.startswith("sm_") and int(arch[3:]) >= 80 else 2
+def stages(arch: str, itemsize: int) -> int:
+    """Steps of a product in flight; in float32 a third one spills registers."""
+    return 3 if itemsize == 2 and arch.startswith("sm_") and int(arch[3:]) >= 80 else 2
 
 
 def cdiv(a: int, b: int) -> int:
@@ -145,22 +150,23 @@ def choose(
     """The blocks that take least, of programs with 16 to `most` outputs; None where nothing fits into the registers.
 
     What a launch takes, in multiply-adds of one multiprocessor: `work(tile, outputs, ranks, channels)` of one program,
-    ranks and channels counted in whole steps, for each wave of programs; and ten thousand to start a program.
-    `held(tile, outputs, br)` is the largest block of float32 values alive. What orders the sums, `br` and `bc`, depends
-    on neither the device nor the batch.
+    ranks and channels counted in whole steps, for each wave of programs; and ten thousand to start a program. (The
+    interpreter runs one at a time and starts slowly.) `held(tile, outputs, br)` is the largest block of float32 values
+    alive. What orders the sums, `br` and `bc`, depends on neither the device nor the batch.
     """
-    most_br, most_bc, live = (32, 64, 16384) if p.itemsize == 2 else (16, 32, 4096)
+    most_br, most_bc, live = (32, 64, 20480) if p.itemsize == 2 else (16, 16, 5120)
     br, bc = between(p.ranks[0], 16, most_br), between(p.c, 16, most_bc)
     ranks, channels = cdiv(p.ranks[0], br) * br, cdiv(p.c, bc) * bc
     best = None
+    busy, start = (1, 500_000) if p.target == "interpreter" else (BUSY, 10_000)
     for tile in every:
         for bo in sorted({between(p.out, 16, 16 << n) for n in range((most // 16).bit_length())}):
             values = held(tile, bo, br)
             if values <= live:
                 count = p.n * cdiv(p.size[0], tile.th) * cdiv(p.size[1], tile.tw) * cdiv(p.out, bo)
-                cost = cdiv(count, BUSY) * work(tile, bo, ranks, channels) + 10_000 * count
+                cost = cdiv(count, busy) * work(tile, bo, ranks, channels) + start * count
                 if best is None or cost < best[0]:
-                    best = cost, Config(tile, bo, br, bc, 8 if values > live // 4 else 4, stages(p.target))
+                    best = cost, Config(tile, bo, br, bc, 8 if values > live // 4 else 4, stages(p.target, p.itemsize))
     return None if best is None else best[1]
 
 

@@ -35,15 +35,36 @@ def mix(
         c = c0 + tl.arange(0, BC)  # [BC]
         a = tl.load(x + at[:, None] + c[None, :] * stride_c, mask=inside[:, None] & (c < C)[None, :], other=0.0)
         b = tl.load(weight + r[None, :] * C + c[:, None], mask=(r < R)[None, :] & (c < C)[:, None], other=0.0)
-        acc = product(a, b, acc, WIDEN)  # [M, BR]
+        if WIDEN:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        acc = tl.dot(a, b, acc, input_precision="ieee")  # [M, BR]
     return acc
 
 
 @triton.jit
+def halves(w, KIND: tl.constexpr):
+    """float32 `w` as a sum of two values of 16-bit KIND, for tensor cores; an infinite or NaN one is all in the first.
+
+    Rounded once, a rank map turns the sign of so many small outputs that the gradient behind a ReLU breaks the accuracy
+    rule. As in every chain of float16 products, a rank value beyond 65504 is infinite.
+    """
+    high = w.to(KIND)
+    back = high.to(tl.float32)
+    return high, tl.where(tl.abs(back) < float("inf"), w - back, 0.0).to(KIND)
+
+
+@triton.jit
 def expand(acc, w, weight, r, o, R, OUT, WIDEN: tl.constexpr):
-    """acc[p, o] += sum_r w[p, r] * weight[o, r]; w is 0 past R."""
+    """acc[p, o] += sum_r w[p, r] * weight[o, r], `w` in float32; w is 0 past R."""
     b = tl.load(weight + o[None, :] * R + r[:, None], mask=(r < R)[:, None] & (o < OUT)[None, :], other=0.0)  # [BR, BO]
-    return product(w, b, acc, WIDEN)
+    if weight.dtype.element_ty == tl.float32:
+        acc = tl.dot(w, b, acc, input_precision="ieee")
+    else:
+        high, low = halves(w, weight.dtype.element_ty)
+        if WIDEN:
+            high, low, b = high.to(tl.float32), low.to(tl.float32), b.to(tl.float32)
+        acc = tl.dot(high, b, tl.dot(low, b, acc))
+    return acc
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 A program owns a tile of pixels and a block of outputs of one map. For one block of ranks after the other it multiplies
 the tile's inputs with `inner`, halo included, applies both depthwise lines in float32 and adds the product with `outer`
 to its sums in registers. The lines shift the rank map inside the program (`tl.gather`), so the channels are mixed once
-a pixel, not once a tap, and no rank map is ever in memory. Tensor cores need 16-bit factors, so the last product's
-input is rounded to x's dtype, where an unfused chain rounds every map; everything else is float32.
+a pixel, not once a tap, and no rank map is ever in memory; that work is done again for each block of outputs, of up to
+256. Every sum is float32; 16-bit products with `outer` are made in two halves (`triton_device.halves`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def config(p: Problem) -> Config | None:
 
     def work(t: Tile, outputs: int, ranks: int, channels: int) -> int:
         lines = 8 * t.grid_h * (t.iw * p.kernel[0] + t.grid_w * p.kernel[1])  # these are not for tensor cores
-        return ranks * (t.ih * t.iw * channels + lines + t.grid_h * t.grid_w * outputs)
+        return ranks * (t.ih * t.iw * channels + lines + t.grid_h * t.grid_w * p.passes * outputs)
 
     def held(t: Tile, outputs: int, br: int) -> int:
-        return max(t.grid_h * t.grid_w * outputs, t.ih * t.iw * br)
+        return max((t.grid_h * t.grid_w + br) * outputs, t.ih * t.iw * br)
 
     return choose(p, tiles(p, True), 256, work, held)
 

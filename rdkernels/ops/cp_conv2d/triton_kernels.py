@@ -47,7 +47,7 @@ def fwd(
         for j in range(KW):
             v = tl.load(horizontal + j * R + r, mask=r < R, other=0.0).to(tl.float32)[None, None, :]
             w += v * take(t, tl.minimum(tl.arange(0, TW) * sw + j * dw, IW - 1), 1)  # [TH, TW, BR]
-        w = tl.reshape(w, (TH * TW, BR)).to(x.dtype.element_ty)
+        w = tl.reshape(w, (TH * TW, BR))
         acc = expand(acc, w, outer, r, o, R, OUT, WIDEN)  # [TH * TW, BO]
     p = tl.arange(0, TH * TW)  # [TH * TW]
     down, across = p // TW, p % TW

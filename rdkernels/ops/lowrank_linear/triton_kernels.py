@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..triton_device import activate, product
+from ..triton_device import activate, halves, product
 
 
 @triton.jit
@@ -36,6 +36,18 @@ def _finish(
     tl.store(y + m[None, :] * N + n[:, None], activate(acc, ACT).to(y.dtype.element_ty), mask=here)
 
 
+@triton.jit
+def _outside(acc, up, h, r, n, R, N, WIDEN: tl.constexpr):
+    """acc[n, m] += sum_r up[n, r] h[r, m], `h` in float32."""
+    a = tl.load(up + n[:, None] * R + r[None, :], mask=(n < N)[:, None] & (r < R)[None, :], other=0.0)  # [BN, BR]
+    if up.dtype.element_ty == tl.float32:
+        acc = product(a, h, acc, WIDEN)
+    else:
+        high, low = halves(h, up.dtype.element_ty)
+        acc = product(a, high, product(a, low, acc, WIDEN), WIDEN)
+    return acc
+
+
 @triton.jit(do_not_specialize=["M"])
 def fused(
     x, down, up, bias, residual, y, M, R, K, N, x_m, x_k, res_m, res_n,
@@ -45,11 +57,10 @@ def fused(
     """Every output of BM rows, whose R <= BR inner values never leave the program."""
     m = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)  # [BM]
     r = tl.arange(0, BR)  # [BR]
-    h = _inside(x, down, r, m, 0, K, M, R, K, x_m, x_k, BR, BM, BK, WIDEN).to(x.dtype.element_ty)  # [BR, BM]
+    h = _inside(x, down, r, m, 0, K, M, R, K, x_m, x_k, BR, BM, BK, WIDEN)  # [BR, BM]
     for n0 in range(0, N, BN):
         n = n0 + tl.arange(0, BN)  # [BN]
-        a = tl.load(up + n[:, None] * R + r[None, :], mask=(n < N)[:, None] & (r < R)[None, :], other=0.0)  # [BN, BR]
-        acc = product(a, h, tl.zeros((BN, BM), tl.float32), WIDEN)  # [BN, BM]
+        acc = _outside(tl.zeros((BN, BM), tl.float32), up, h, r, n, R, N, WIDEN)  # [BN, BM]
         _finish(acc, bias, residual, y, n, m, M, N, res_m, res_n, BIAS, RESIDUAL, ACT)
 
 
@@ -85,6 +96,5 @@ def outer(
         h = tl.zeros((BR, BM), tl.float32)
         for s in range(parts):
             h += tl.load(part + (s * R).to(tl.int64) * M + m[None, :] * R + r[:, None], mask=here, other=0.0)
-        a = tl.load(up + n[:, None] * R + r[None, :], mask=(n < N)[:, None] & (r < R)[None, :], other=0.0)  # [BN, BR]
-        acc = product(a, h.to(up.dtype.element_ty), acc, WIDEN)  # [BN, BM]
+        acc = _outside(acc, up, h, r, n, R, N, WIDEN)  # [BN, BM]
     _finish(acc, bias, residual, y, n, m, M, N, res_m, res_n, BIAS, RESIDUAL, ACT)

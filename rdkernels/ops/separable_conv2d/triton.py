@@ -3,8 +3,8 @@
 A program owns a tile of pixels and a block of outputs of one map. For one block of ranks after the other it makes the
 vertical stage for the tile's rows and halo columns as one implicit product, then adds one product per horizontal tap to
 its sums in registers, from the rank map shifted inside the program (`tl.gather`). No rank map is ever in memory; the
-vertical stage is computed again for each block of 256 outputs. Tensor cores need 16-bit factors, so the rank map is
-rounded once to x's dtype, as an unfused chain rounds it; every sum is float32.
+vertical stage is made again for each block of outputs, of up to 256. Every sum is float32; 16-bit products with
+`horizontal` are made in two halves (`triton_device.halves`).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def config(p: Problem) -> Config | None:
 
     def work(t: Tile, outputs: int, ranks: int, channels: int) -> int:
         kh, kw = p.kernel
-        return ranks * (t.ih * t.iw * kh * channels + t.grid_h * t.grid_w * kw * outputs)
+        return ranks * (t.ih * t.iw * kh * channels + t.grid_h * t.grid_w * kw * p.passes * outputs)
 
     def held(t: Tile, outputs: int, br: int) -> int:
-        return max(t.grid_h * t.grid_w * outputs, t.ih * t.iw * br)
+        return max((t.grid_h * t.grid_w + br) * outputs, t.ih * t.iw * br)
 
     return choose(p, tiles(p, False), 256, work, held)
 

@@ -39,7 +39,7 @@ def fwd(
             inside = (row >= 0) & (row < H) & (col >= 0) & (col < W)
             t = mix(t, x + n * x_n, row * x_h + col * x_w, inside, vertical + i * R * C, r, C, R, x_c, BC, WIDEN)
         # a rank past R would be 0 * inf where x is infinite
-        t = tl.reshape(tl.where((r < R)[None, :], t, 0.0).to(x.dtype.element_ty), (IH, IW, BR))
+        t = tl.reshape(tl.where((r < R)[None, :], t, 0.0), (IH, IW, BR))
         for j in range(KW):
             w = take(t, tl.minimum(tl.arange(0, TW) * sw + j * dw, IW - 1), 1)  # [TH, TW, BR]
             acc = expand(acc, tl.reshape(w, (TH * TW, BR)), horizontal + j * OUT * R, r, o, R, OUT, WIDEN)

@@ -1,11 +1,10 @@
 """The Triton backend: one launch for the chain. The kernel is in `triton_kernels`.
 
-A program owns a tile of pixels and a span of outputs of one map. For one block of the R1 ranks after the other it
+A program owns a tile of pixels and a block of outputs of one map. For one block of the R1 ranks after the other it
 multiplies the tile's inputs with `inner`, halo included, and adds one product per tap of the core to its [pixels, R2]
 sums in registers, from the rank map shifted inside the program (`tl.gather`); then it walks along its outputs. The
-channels are mixed once a pixel and no rank map is ever in memory; all R2 sums stay live, so R2 is at most 256. Tensor
-cores need 16-bit factors, so both rank maps are rounded to x's dtype, as an unfused chain rounds them; every sum is
-float32.
+channels are mixed once a pixel and no rank map is ever in memory; all sums of the core stay live, so R2 is at most 256.
+Every sum is float32; 16-bit products with `core` and `outer` are made in two halves (`triton_device.halves`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from ..triton_common import (
 )
 from . import OP
 
-STEP = 64  # outputs at once
+STEP = {2: 32, 4: 16}  # outputs at once, by the size of a value
 
 
 @functools.cache
@@ -44,14 +43,19 @@ def config(p: Problem) -> Config | None:
     bq = max(power(p.ranks[1]), 16)
 
     def work(t: Tile, outputs: int, ranks: int, channels: int) -> int:
-        pixels = t.grid_h * t.grid_w
+        pixels = t.grid_h * t.grid_w * p.passes
         taps = p.kernel[0] * p.kernel[1]
         return ranks * (t.ih * t.iw * channels + pixels * taps * bq) + pixels * bq * outputs
 
     def held(t: Tile, outputs: int, br: int) -> int:
-        return max(t.grid_h * t.grid_w * max(bq, min(outputs, STEP)), t.ih * t.iw * br)
+        return max((t.grid_h * t.grid_w + br) * max(bq, min(outputs, STEP[p.itemsize])), t.ih * t.iw * br)
 
     return choose(p, tiles(p, True), 1 << 14, work, held) if bq <= 256 else None
+
+
+def blocks(p: Problem, c: Config) -> dict[str, int]:
+    """The constants of the kernel beside those that every room's has."""
+    return {"BQ": between(p.ranks[1], 16, 256), "BS": min(c.bo, STEP[p.itemsize])}
 
 
 def _problem(x: Tensor, factors: Sequence[Tensor], where: Geometry) -> Problem:
@@ -75,8 +79,7 @@ def fwd(x: Tensor, *args: Any, chosen: Config | None = None) -> list[Tensor]:
     assert c is not None  # `_serves` has asked
     inner, core, outer = factors
     read = inner.contiguous(), packed(core, 2, 3, 0, 1), outer.contiguous()
-    dims, blocks = (p.c, *p.ranks, p.out), {"BQ": between(p.ranks[1], 16, 256), "BS": min(c.bo, STEP)}
-    y = launch(triton_kernels.fwd, p, c, x, read, bias, residual, dims, activation, **blocks)
+    y = launch(triton_kernels.fwd, p, c, x, read, bias, residual, (p.c, *p.ranks, p.out), activation, **blocks(p, c))
     return [y, *(kept_maps(OP, x, factors, where) if keep else ())]
 
 

@@ -39,14 +39,14 @@ def fwd(
         r1 = r0 + tl.arange(0, BR)  # [BR]
         z = mix(tl.zeros((IH * IW, BR), tl.float32), x + n * x_n, at, inside, inner, r1, C, R1, x_c, BC, WIDEN)
         # a rank past R1 would be 0 * inf where x is infinite
-        z = tl.reshape(tl.where((r1 < R1)[None, :], z, 0.0).to(x.dtype.element_ty), (IH, IW, BR))
+        z = tl.reshape(tl.where((r1 < R1)[None, :], z, 0.0), (IH, IW, BR))
         for i in range(KH):
             t = take(z, tl.minimum(tl.arange(0, TH) * sh + i * dh, IH - 1), 0)  # [TH, IW, BR]
             for j in range(KW):
                 w = take(t, tl.minimum(tl.arange(0, TW) * sw + j * dw, IW - 1), 1)  # [TH, TW, BR]
                 w = tl.reshape(w, (TH * TW, BR))
                 s = expand(s, w, core + (i * KW + j) * R2 * R1, r1, r2, R1, R2, WIDEN)  # [TH * TW, BQ]
-    s = tl.where((r2 < R2)[None, :], s, 0.0).to(x.dtype.element_ty)
+    s = tl.where((r2 < R2)[None, :], s, 0.0)
     p = tl.arange(0, TH * TW)  # [TH * TW]
     down, across = p // TW, p % TW
     down, across = tl.where(down < th, row0 + down, -1), tl.where(across < tw, col0 + across, -1)
