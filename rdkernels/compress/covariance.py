@@ -16,7 +16,8 @@ class InputCovariance:
     """Sums `x x^T` over everything that a layer is given: the metric `E||(W - W~) x||^2` of `metric="input_cov"`.
 
     For an nn.Conv2d over the channels, `[C, C]`, every position of every map counted once and padding not at all; for
-    an nn.Linear over the features, `[in, in]`. Not centred. The sums are float64 on the CPU.
+    an nn.Linear over the features, `[in, in]`. Not centred. The sums are float64 on the CPU: `8 * size**2` bytes, and a
+    fit decomposes them, so name the layers rather than calibrate a linear one of tens of thousands of inputs.
 
     Args:
         size: channels or features.

@@ -40,7 +40,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("energy", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("energy", [0.3, 0.9, 0.99])
 def test_energy_is_kept(form: str, energy: float) -> None:
     dense = conv(8, 10)
     layer = FORMS[form].from_dense(dense, energy=energy)
