@@ -104,7 +104,7 @@ struct WarpProduct {
   }
 
   RDK_DEVICE void step(const T* a, const T* b, int k) {
-    step_by([&](uint32_t(&words)[4], int i) { load_a(words, a, i, k); }, b, k);
+    step_by([&](uint32_t (&words)[4], int i) { load_a(words, a, i, k); }, b, k);
   }
 
   // The same with the rows of A anywhere in a tile: `place` says where this lane reads if row r of the warp's is row
@@ -117,7 +117,7 @@ struct WarpProduct {
     for (int i = 0; i < kTilesM; ++i) places[i] = TileA::chunk(map(16 * i + lane_id() % 16), lane_id() / 16);
   }
   RDK_DEVICE void step_at(const T* a, const int (&places)[kPlaces], const T* b, int k) {
-    const auto load = [&](uint32_t(&words)[4], int i) {
+    const auto load = [&](uint32_t (&words)[4], int i) {
       ldmatrix_x4(words, a + (places[i] ^ k));
       round_tf32(words);
     };

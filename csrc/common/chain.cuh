@@ -1,15 +1,15 @@
-// Chains of small products on CUDA: a CTA takes a tile of 64 output pixels and all of the chain. Its rank map T stays in
-// shared memory, the sums of the last product in registers until the epilogue stores them, and nothing passes through
-// global memory between the stages.
+// Chains of small products on CUDA: a CTA takes a tile of 64 output pixels and all of the chain. Its rank map T stays
+// in shared memory, the sums of the last product in registers until the epilogue stores them, and nothing passes
+// through global memory between the stages.
 //
 //   for each block of output channels, and for each segment of the ranks:
 //     T = the room's stages on the tile and its halo     (once, where all ranks fit into one segment)
 //     y += T shifted * last factor, over taps and ranks
 //
 // Pixels of x lie with their channels side by side; what a tile reads outside x is zero by the length of its copies, so
-// the products know no edges. T and what a room keeps between two products are rounded to x's own type, as torch's chain
-// of convolutions rounds every map (in fp16 what exceeds 65504 is infinite there). On the contract's cases that takes a
-// sixth of what the accuracy rule grants; pairs of high and low parts would double the last product and T.
+// the products know no edges. T and what a room keeps between two products are rounded to x's own type, as torch's
+// chain of convolutions rounds every map (in fp16 what exceeds 65504 is infinite there). On the contract's cases that
+// takes a sixth of what the accuracy rule grants; pairs of high and low parts would double the last product and T.
 #pragma once
 
 #include "common/block_product.cuh"
@@ -79,7 +79,7 @@ struct Finish {
     } else {
       const uint2 packed = load8(from);
       T values[4];
-      memcpy(values, &packed, 8);
+      memcpy(static_cast<void*>(values), &packed, 8);
 #pragma unroll
       for (int i = 0; i < 4; ++i) to[i] = to_float(values[i]);
     }
@@ -137,15 +137,15 @@ struct Chain {
   static constexpr int kUnroll = kMath == Math::fma ? 1 : 4;  // more of its steps at once would spill
   static constexpr int kStage = 2 * A::kSize > Wide::kSize ? 2 * A::kSize : Wide::kSize;
   static constexpr int kRing = 2 * kStage * int(sizeof(T));
-  static constexpr int kWork =
-      kRing > drain_bytes<kTilePixels, kOut>() ? kRing : drain_bytes<kTilePixels, kOut>();  // bytes
+  static constexpr int kWork = kRing > drain_bytes<kTilePixels, kOut>() ? kRing
+                                                                        : drain_bytes<kTilePixels, kOut>();  // bytes
 };
 
 template <class T>
 struct ChainArgs {
   Axis y, x;
   Pixels<T> in;
-  Taps<T> first, middle, last;  // [R][C], the room's, [O][R]
+  Taps<T> first, middle, last;     // [R][C], the room's, [O][R]
   const T *vertical, *horizontal;  // [R, taps] of a depthwise room
   Finish<T> out;
   int channels, ranks;
@@ -187,7 +187,8 @@ struct RankMap {
   }
 };
 
-// `steps` of copies and products through two stages of shared memory; on return all threads have left it.
+// `steps` of copies and products through two stages of shared memory. The first step comes after a barrier, so that
+// what was written before is there to be read; on return all threads have left the memory.
 template <class Load, class Step>
 RDK_DEVICE void stream(int steps, const Load& load, const Step& step) {
   load(0);
@@ -227,8 +228,8 @@ struct Spot {
   int y, x;
 };
 
-// The first product: `rows` pixels of x times ranks rank0 .. of the first factor, over its taps (down) and the channels.
-// where(row) is a row's place in the tile, in slots.
+// The first product: `rows` pixels of x times ranks rank0 .. of the first factor, over its taps (down) and the
+// channels. where(row) is a row's place in the tile, in slots.
 template <class C, class Where, class Sink>
 RDK_DEVICE void first_product(const ChainArgs<typename C::T>& args, typename C::T* ring, int64_t image, Spot tile,
                               int rows, int rank0, int taps, const Where& where, const Sink& sink) {
@@ -300,6 +301,23 @@ RDK_DEVICE void tap_product(Product& product, typename C::T* ring, const RankMap
   });
 }
 
+// The sums of a block of y, through shared memory, to the epilogue.
+template <class C>
+RDK_DEVICE void store_tile(typename C::Last& product, const ChainArgs<typename C::T>& args, float* staged, int image,
+                           Spot tile, int col0) {
+  constexpr int kStride = C::kOut + 8, kQuads = C::kOut / 4;
+  const int pixels = args.y.tile * args.x.tile;
+  product.each([&](int r, int c, float v) { staged[(warp_row() + r) * kStride + warp_col<C::kOut>() + c] = v; });
+  __syncthreads();
+  for (int n = threadIdx.x; n < kTilePixels * kQuads; n += kThreads) {  // lanes along what lies side by side in y
+    const int r = args.out.last ? n / kQuads : n % kTilePixels;
+    const int c = (args.out.last ? n % kQuads : n / kTilePixels) * 4, left = args.channels - col0 - c;
+    const int row = tile.y * args.y.tile + r / args.x.tile, pixel = tile.x * args.x.tile + r % args.x.tile;
+    if (r >= pixels || row >= args.y.out || pixel >= args.x.out || left <= 0) continue;
+    args.out.put(image, row, pixel, col0 + c, min(left, 4), floats(load16(staged + r * kStride + c)));
+  }
+}
+
 // The kernel of a room: Room::fill makes T of ranks first .. first + count - 1, Room::shift says which row of T a pixel
 // takes at a tap of the last product.
 template <class C, class Room>
@@ -319,24 +337,11 @@ __global__ void __launch_bounds__(kThreads, kResident<C::kMath>) chain(ChainArgs
     typename C::Last product(warp_row(), warp_col<C::kOut>());
     for (int rank0 = 0; rank0 < args.ranks; rank0 += args.segment) {
       const int ranks = min(args.segment, args.ranks - rank0);
-      if (col0 == first || args.segment < args.ranks) {
-        room.fill(map, rank0, ranks);
-        __syncthreads();
-      }
+      if (col0 == first || args.segment < args.ranks) room.fill(map, rank0, ranks);
       tap_product<C, typename C::Wide>(product, ring, map, args.last, Room::last_taps(args), col0, rank0, ranks,
                                        [&](int m, int tap) { return room.shift(min(m, pixels - 1), tap); });
     }
-    float* const staged = reinterpret_cast<float*>(shared);
-    constexpr int kStride = C::kOut + 8, kQuads = C::kOut / 4;
-    product.each([&](int r, int c, float v) { staged[(warp_row() + r) * kStride + warp_col<C::kOut>() + c] = v; });
-    __syncthreads();
-    for (int n = threadIdx.x; n < kTilePixels * kQuads; n += kThreads) {  // lanes along what lies side by side in y
-      const int r = args.out.last ? n / kQuads : n % kTilePixels;
-      const int c = (args.out.last ? n % kQuads : n / kTilePixels) * 4, left = args.channels - col0 - c;
-      const int row = tile.y * args.y.tile + r / args.x.tile, pixel = tile.x * args.x.tile + r % args.x.tile;
-      if (r >= pixels || row >= args.y.out || pixel >= args.x.out || left <= 0) continue;
-      args.out.put(image, row, pixel, col0 + c, min(left, 4), floats(load16(staged + r * kStride + c)));
-    }
+    store_tile<C>(product, args, reinterpret_cast<float*>(shared), image, tile, col0);
     __syncthreads();
   }
 }
@@ -354,8 +359,8 @@ struct Lines {
       : args(args), ring(ring), image(image), tile(tile) {}
 
   // For the plan: pixels of T, bytes of its own, multiply-adds of a fill.
-  static int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.slots; }
-  static int64_t bytes(const ChainArgs<T>&) { return 0; }
+  static constexpr int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.slots; }
+  static constexpr int64_t bytes(const ChainArgs<T>&) { return 0; }
   static double fill_work(const ChainArgs<T>& args) {
     return double((args.rows + 63) / 64 * 64) * args.ranks * args.in.channels * args.y.taps;
   }

@@ -47,10 +47,9 @@ inline Tensor checked_factor(const char* op, const char* name, const Tensor& t, 
 // One call of a convolution's operator: its output, and what the epilogue adds.
 class ConvCall {
  public:
-  ConvCall(const char* op, const Tensor& x, int64_t channels, int64_t kh, int64_t kw,
-           const std::optional<Tensor>& bias, const std::optional<Tensor>& residual, int64_t stride_h, int64_t stride_w,
-           int64_t top, int64_t bottom, int64_t left, int64_t right, int64_t dilation_h, int64_t dilation_w,
-           int64_t activation)
+  ConvCall(const char* op, const Tensor& x, int64_t channels, int64_t kh, int64_t kw, const std::optional<Tensor>& bias,
+           const std::optional<Tensor>& residual, int64_t stride_h, int64_t stride_w, int64_t top, int64_t bottom,
+           int64_t left, int64_t right, int64_t dilation_h, int64_t dilation_w, int64_t activation)
       : op_(op),
         x_(x),
         y_(output(op, x, channels, span(op, x.size(2), top, bottom, kh, stride_h, dilation_h),

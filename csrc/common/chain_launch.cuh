@@ -1,4 +1,5 @@
-// From a low-rank problem to the launch of its chain: aligned copies of what is not, the tile, the segments of the ranks.
+// From a low-rank problem to the launch of its chain: aligned copies of what is not, the tile, the segments of the
+// ranks.
 #pragma once
 
 #include <initializer_list>
@@ -30,7 +31,7 @@ struct Geometry {
 inline int round_up(int64_t n, int64_t to) { return int((n + to - 1) / to * to); }
 
 // Which positions a tile of `tile` outputs keeps: those that its stride and dilation reach, and no others between.
-inline Axis axis(int tile, int in, int out, int taps, int stride, int dilation, int before) {
+constexpr Axis axis(int tile, int in, int out, int taps, int stride, int dilation, int before) {
   const int step = tile == 1 && taps == 1 ? 1 : tile == 1 ? dilation : taps == 1 ? stride : std::gcd(stride, dilation);
   const int own = tile == 1 ? 0 : stride / step, further = taps == 1 ? 0 : dilation / step;
   const int slots = (tile - 1) * own + (taps - 1) * further + 1;
@@ -132,8 +133,8 @@ dim3 plan(ChainArgs<typename C::T>& args, const Maps<const typename C::T>& x, in
     a.columns = (blocks + across - 1) / across;
     const int groups = (blocks + a.columns - 1) / a.columns;
     const double fills = a.segment < a.ranks ? a.columns : 1;
-    const double work = Room::fill_work(a) * fills + double(kTilePixels) * a.columns * C::kOut * a.ranks *
-                                                         Room::last_taps(a);
+    const double work =
+        Room::fill_work(a) * fills + double(kTilePixels) * a.columns * C::kOut * a.ranks * Room::last_taps(a);
     const double all = work * double(std::max<int64_t>(tiles * groups, kSms));
     if (grid.x == 0 || all < least) {
       a.extra = C::kWork + int(per_block * (a.segment / kRankBlock));
@@ -147,13 +148,14 @@ dim3 plan(ChainArgs<typename C::T>& args, const Maps<const typename C::T>& x, in
     int high = std::min(h, kTilePixels / wide);
     while (!attempt(high, wide) && high > 1) high /= 2;
   }
-  if (grid.x == 0) throw std::runtime_error("rdkernels: this kernel's window is too large for this GPU's shared memory");
+  if (grid.x == 0)
+    throw std::runtime_error("rdkernels: this kernel's window is too large for this GPU's shared memory");
   return grid;
 }
 
 template <class C, class Room>
 Chosen launch_chain(ChainArgs<typename C::T> args, const Maps<const typename C::T>& x, int h, int w, const Geometry& g,
-                  const Device& device) {
+                    const Device& device) {
   int bytes = 0;
   const dim3 grid = plan<C, Room>(args, x, h, w, g, device, &bytes);
   opt_in(chain<C, Room>, bytes, device);
@@ -165,7 +167,7 @@ Chosen launch_chain(ChainArgs<typename C::T> args, const Maps<const typename C::
 // `args` without its axes and its plan; these have only their taps.
 template <template <class> class Room, class T>
 Chosen run_chain(ChainArgs<T> args, const Maps<const T>& x, const Maps<T>& y, const Geometry& g, bool tf32,
-               Allocator& memory, const Device& device) {
+                 Allocator& memory, const Device& device) {
   args.in = aligned_pixels(x, memory, device);
   args.channels = int(y.channels);
   const int h = int(y.h), w = int(y.w);

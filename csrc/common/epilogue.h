@@ -19,7 +19,7 @@ typedef int32_t I __attribute__((vector_size(4 * kLanes)));
 
 RDK_INLINE F select(I mask, F yes, F no) { return floats(((U)mask & bits(yes)) | (~(U)mask & bits(no))); }
 
-// e^x to a few ulp: 2^n e^r with |r| <= ln 2 / 2; 0 below -87.3, infinity above 88.7.
+// e^x to a few ulp: 2^n e^r with |r| <= ln 2 / 2; 0 below -87.3, infinity above 88.
 RDK_INLINE F exp(F x) {
   const F n = [&] {
     const F shifted = x * splat(1.44269504f) + splat(0x1.8p23f);  // rounds to an integer in the low bits
@@ -33,7 +33,7 @@ RDK_INLINE F exp(F x) {
   p = p * r + splat(1.66666657e-1f);
   p = p * r + splat(0.5f);
   p = p * r * r + r + splat(1.0f);
-  const U power = (U)(__builtin_convertvector(n, I) + 127) << 23;
+  const U power = ((U)__builtin_convertvector(n, I) + 127u) << 23;
   const F scaled = p * floats(power);
   const F low = select((I)(x < splat(-87.3f)), splat(0.0f), scaled);
   return select((I)(x > splat(88.0f)), splat(std::numeric_limits<float>::infinity()), low);  // NaN passes the sums
@@ -241,10 +241,10 @@ void product_to(const Output<T>& out, const Product& p, int64_t image, int64_t r
   }
 }
 
-// Bias as whole strips of fp32.
+// Bias as whole strips of fp32, and one more: a cluster's columns begin anywhere.
 template <class T>
 std::vector<float> padded_bias(const T* bias, int64_t channels, const int64_t* order = nullptr) {
-  std::vector<float> padded(size_t(strips_of(channels) * kVec));
+  std::vector<float> padded(size_t((strips_of(channels) + 1) * kVec));
   for (int64_t c = 0; bias && c < channels; ++c) padded[size_t(c)] = to_float(bias[order ? order[c] : c]);
   return padded;
 }

@@ -169,12 +169,34 @@ struct ToRows {
   }
 };
 
-// A matrix given by its element (k, column) as strips [depth][16], zero in the columns that it lacks.
-template <class At>
-void pack_strips(int64_t depth, int64_t columns, float* strips, const At& at) {
-  for (int64_t first = 0; first < columns; first += kVec) {
-    for (int64_t k = 0; k < depth; ++k, strips += kVec) {
-      for (int64_t l = 0; l < kVec; ++l) strips[l] = first + l < columns ? at(k, first + l) : 0.0f;
+// B as it is given: [taps, depth, columns] by its strides; its rows are tap after tap.
+struct Matrix {
+  const float* data;
+  int64_t taps, depth, columns, tap_stride, depth_stride, column_stride;
+};
+
+// Strip `s` of a matrix, [taps * depth][16], zero in the columns that it lacks.
+inline void pack_strip(const Matrix& m, int64_t s, float* to) {
+  const float* const first = m.data + s * kVec * m.column_stride;
+  const int64_t lanes = std::min<int64_t>(kVec, m.columns - s * kVec);
+  for (int64_t t = 0; t < m.taps; ++t) {
+    const float* const from = first + t * m.tap_stride;
+    float* const rows = to + t * m.depth * kVec;
+    int64_t k = 0;
+    if (lanes == kVec && m.column_stride == 1) {
+      for (; k < m.depth; ++k) store16(rows + k * kVec, load16(from + k * m.depth_stride));
+    } else if (lanes == kVec && m.depth_stride == 1) {
+      for (; k + kVec <= m.depth; k += kVec) {
+        V16 block[kVec];
+        for (int l = 0; l < kVec; ++l) block[l] = load16(from + l * m.column_stride + k);
+        transpose16(block);
+        for (int l = 0; l < kVec; ++l) store16(rows + (k + l) * kVec, block[l]);
+      }
+    }
+    for (; k < m.depth; ++k) {
+      for (int64_t l = 0; l < kVec; ++l) {
+        rows[k * kVec + l] = l < lanes ? from[k * m.depth_stride + l * m.column_stride] : 0.0f;
+      }
     }
   }
 }

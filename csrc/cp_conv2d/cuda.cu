@@ -1,6 +1,6 @@
 // CP convolution on CUDA: the registration.
 #include "common/chain_call.cuh"
-#include "cp_conv2d/fused.cuh"
+#include "cp_conv2d/depthwise.cuh"
 
 namespace rdk::gpu {
 namespace {

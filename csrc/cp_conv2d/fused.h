@@ -19,7 +19,7 @@ struct CP {
   int64_t kh, kw;
   Panels panels;
   const float* packed;  // inner as strips [R][C]; vertical [kh][R] and horizontal [kw][R], R in whole strips; outer [O][R]
-  Kept kept;
+  Kept kept_inner, kept_lines;
 
   static int64_t packed_floats(int64_t c, int64_t o, int64_t ranks, int64_t kh, int64_t kw) {
     return ceil_to(ranks, kVec) * (c + kh + kw) + ceil_to(o, kVec) * ranks;
@@ -36,7 +36,7 @@ struct CP {
   void run(const Tile& t) const {
     const Span columns = columns_of(g, kw, x.w, t), owned = owned_columns(g, columns, t, out.y.w, x.w);
     const int64_t step = step_rows(t), pixels = step * t.width();
-    RankRing<T> ring(x, g, kh, out.y.h, t, columns, panels, packed, false, kept, owned, nullptr);
+    RankRing<T> ring(x, g, kh, out.y.h, t, columns, panels, packed, false, kept_inner, owned);
     float* const map = Scratch::floats(2, size_t(panels.floats(pixels) + columns.whole() * kPanel));
     float* const zeros = Scratch::floats(3, size_t((columns.whole() + t.width()) * kPanel));
     float* const buffer = zeros + columns.whole() * kPanel;
@@ -56,8 +56,10 @@ struct CP {
             lines[size_t(k)] = is ? ring.row(p, real.row0 + k * g.dilation_h) : zeros;
           }
           const float* const down = taps + p * kPanel;
+          float* const to = panels.of(map, p, pixels) + r * t.width() * panels.width(p);
           depthwise({lines.data(), panels.width(p), columns, g, kh, kw, down, down + kh * ranks, ranks}, t.width(),
-                    map + panels.floats(pixels), panels.of(map, p, pixels) + r * t.width() * panels.width(p));
+                    map + panels.floats(pixels), to);
+          kept_lines.put(t.image, y + r, t.x0, t.x1, panels, p, to);
         }
       }
       for (int64_t r = 0; r < rows; ++r) {

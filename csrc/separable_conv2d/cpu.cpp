@@ -17,12 +17,7 @@ void run(Tensor y, const Tensor& x, const Tensor& packed, const std::optional<Te
   });
 }
 
-int64_t panel() { return kPanel; }
-
 }  // namespace
 }  // namespace rdk
 
 STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CPU, m) { m.impl("separable_conv2d_run", TORCH_BOX(&rdk::run)); }
-STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CompositeExplicitAutograd, m) {
-  m.impl("lowrank_panel", TORCH_BOX(&rdk::panel));
-}

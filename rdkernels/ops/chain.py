@@ -74,7 +74,7 @@ class _Chained(NamedTuple):
     stages: Stages
     count: int  # of factors and indices
     out: Callable[..., tuple[int, int, int]]
-    maps: Callable[..., Sequence[tuple[int, int, int]]]
+    maps: Callable[..., dict[int, tuple[int, int, int]]]
 
 
 _CHAINS: dict[str, _Chained] = {}
@@ -83,6 +83,11 @@ _CHAINS: dict[str, _Chained] = {}
 def apply_activation(y: Tensor, activation: int) -> Tensor:
     """`y` after the activation of that code."""
     return y if activation == Activation.none else (F.relu, F.gelu, F.silu)[activation - 1](y)
+
+
+def stages_of(op: str, factors: Sequence[Tensor], where: Geometry) -> list[Stage]:
+    """The chain of operation `op`."""
+    return _CHAINS[op].stages(factors, where)
 
 
 def run_stages(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
@@ -115,12 +120,12 @@ def define_chain(
     factors: Sequence[str],
     indices: Sequence[str],
     out: Callable[..., tuple[int, int, int]],
-    maps: Callable[..., Sequence[tuple[int, int, int]]] = lambda *_: (),
+    maps: Callable[..., dict[int, tuple[int, int, int]]] = lambda *_: {},
 ) -> None:
     """Declare the forward pass of `op` and attach its reference.
 
-    `out(x, factors, geometry)` gives the output's channels, height and width, `maps` those of the first stages'
-    results. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep` these maps,
+    `out(x, factors, geometry)` gives the output's channels, height and width, `maps` those of the inputs of some stages
+    by the stage's number. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep` these maps,
     which save the backward from computing them again; it is set for float32 on the CPU only.
     """
     count = len(factors) + len(indices)
@@ -148,16 +153,16 @@ def define_chain(
 
 def new_maps(op: str, x: Tensor, factors: Sequence[Tensor], where: Geometry) -> list[Tensor]:
     """The maps that a pass keeps, channels_last; zeros where a stride may leave pixels out."""
-    sizes = [(x.shape[0], *size) for size in _CHAINS[op].maps(x, factors, where)]
+    sizes = [(x.shape[0], *size) for size in _CHAINS[op].maps(x, factors, where).values()]
     made = [torch.empty(s, dtype=x.dtype, device=x.device, memory_format=torch.channels_last) for s in sizes]
     return made if where[:2] == (1, 1) else [t.zero_() for t in made]
 
 
 def kept_maps(op: str, x: Tensor, factors: Sequence[Tensor], where: Geometry) -> list[Tensor]:
     """The same, computed by torch: for a backend that does not keep its own."""
-    chained = _CHAINS[op]
-    found = run_stages(x, chained.stages(factors, where)[: len(chained.maps(x, factors, where))])[1:]
-    return [t.contiguous(memory_format=torch.channels_last) for t in found]
+    wanted = _CHAINS[op].maps(x, factors, where)
+    inputs = run_stages(x, _CHAINS[op].stages(factors, where)[: max(wanted, default=0)])
+    return [inputs[n].contiguous(memory_format=torch.channels_last) for n in wanted]
 
 
 class NativeCall(NamedTuple):
@@ -225,9 +230,10 @@ def _backward(
 ) -> Gradients:
     """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
     stages = _CHAINS[op].stages(factors, where)
-    inputs = [x, *maps]
-    for stage in stages[len(inputs) - 1 : -1]:
-        inputs.append(stage(inputs[-1]))
+    known = dict(zip(_CHAINS[op].maps(x, factors, where), maps, strict=True)) if maps else {}
+    inputs = [x]
+    for n, stage in enumerate(stages[:-1], 1):
+        inputs.append(known[n] if n in known else stage(inputs[-1]))
     found: list[Tensor | None] = [None] * (1 + len(factors))
     first = next((n for n, s in enumerate(stages) if isinstance(s, Conv) and needs[1 + s.factor]), len(stages))
     for n in range(len(stages) - 1, -1, -1):
@@ -290,6 +296,29 @@ def native_backward(op: str) -> Callable[[NativeBackward], NativeBackward]:
         return function
 
     return attach
+
+
+def pixels(t: Tensor) -> Tensor:
+    """`[N, C, H, W]` -> `[N * H * W, C]`, a view where the channels lie side by side."""
+    return t.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def run_reversed(
+    op: str,
+    dy: Tensor,
+    x: Tensor,
+    turned: Sequence[Tensor],
+    numbers: Sequence[int],
+    weights: Tensor,
+    back: Geometry,
+) -> list[Tensor]:
+    """dx of the shape and format of x, and the maps inside: the CPU kernel of `op` on dy with its factors turned."""
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    maps = new_maps(op, dy, turned, back)
+    getattr(torch.ops.rdkernels_native, f"{op}_run").default(
+        dx, dy, weights, None, None, *maps, *numbers, *back, Activation.none
+    )
+    return [dx, *maps]
 
 
 def reversed_geometry(where: Geometry, kh: int, kw: int) -> Geometry:

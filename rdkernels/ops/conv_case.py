@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..testing import Layer
-from .chain import unfused
+from ..testing import Layer, Problem
+from .chain import Conv, Stage, apply_activation, run_stages, stages_of
 from .convolution import Activation, Geometry, IntOrPair, geometry
+
+C = TypeVar("C", bound="ConvCase")
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,8 @@ class ConvCase:
         """The positional and the keyword arguments of the public function."""
         device = tensors["x"].device
         given = [tensors["x"], *(tensors[k] for k in self.shapes()), *(t.to(device) for t in self.indices().values())]
-        where = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        added = {k: tensors[k] for k in ("bias", "residual") if k in tensors}
+        where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        added: dict[str, Any] = {k: tensors[k] for k in ("bias", "residual") if k in tensors}
         return given, {**where, **added, "activation": self.activation}
 
     def run(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -110,30 +114,48 @@ class ConvCase:
         return Layer(lambda x: self.run({**tensors, "x": x}), weights)
 
     def dense(self, tensors: dict[str, Tensor]) -> dict[str, Layer]:
-        """`F.conv2d` with a weight of its own, per memory format; each converts x where it is called."""
+        """`F.conv2d` with a weight of its own, per memory format."""
         found = {}
-        for name, kind in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
+        bias = tensors.get("bias")
+        where: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        for name, kind in FORMATS.items():
             weight = torch.randn(self.out, self.c, *self.kernel, dtype=tensors["x"].dtype, device=tensors["x"].device)
             weight = weight.contiguous(memory_format=kind)
-            bias, where = tensors.get("bias"), (self.stride, self.padding, self.dilation)
-            found[name] = Layer(
-                lambda x, w=weight: F.conv2d(x, w, bias, *where), (weight,) if bias is None else (weight, bias), kind
-            )
+            run = partial(F.conv2d, weight=weight, bias=bias, **where)
+            found[name] = Layer(run, (weight,) if bias is None else (weight, bias), kind)
         return found
+
+    def stages(self, tensors: dict[str, Tensor]) -> list[Stage]:
+        """The chain that a torch user would write."""
+        given = [*(tensors[name] for name in self.shapes()), *self.indices().values()]
+        return stages_of(self.op, given, self.geometry)
 
     def unfused(self, tensors: dict[str, Tensor]) -> dict[str, Layer]:
-        """The chain of torch convolutions, per memory format; factors are laid out in advance."""
+        """The chain of torch convolutions with weights of their own, laid out for each memory format."""
+        bias, residual, act = tensors.get("bias"), tensors.get("residual"), Activation[self.activation or "none"]
         found = {}
-        for name, kind in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            own = [tensors[k].detach().clone() for k in self.shapes()]
-            given = [*own, *self.indices().values()]
-            bias, residual, act = tensors.get("bias"), tensors.get("residual"), Activation[self.activation or "none"]
-
-            def run(x: Tensor, given: list[Tensor] = given) -> Tensor:
-                return unfused(self.op, x, given, bias, residual, self.geometry, act)
-
-            found[name] = Layer(run, tuple(own) if bias is None else (*own, bias), kind)
+        for name, kind in FORMATS.items():
+            own = [
+                s._replace(weight=s.weight.detach().clone(memory_format=kind)) if isinstance(s, Conv) else s
+                for s in self.stages(tensors)
+            ]
+            weights = tuple(s.weight for s in own if isinstance(s, Conv))
+            run = partial(_run_chain, own, bias, residual, act)
+            found[name] = Layer(run, weights if bias is None else (*weights, bias), kind)
         return found
+
+
+def _run_chain(
+    stages: Sequence[Stage], bias: Tensor | None, residual: Tensor | None, act: Activation, x: Tensor
+) -> Tensor:
+    """The chain at its fastest: the bias in the last convolution, if that ends it."""
+    *first, last = stages
+    y = run_stages(x, first)[-1]
+    if isinstance(last, Conv):
+        y = F.conv2d(y, last.weight, bias, last.stride, last.padding, last.dilation, last.groups)
+    else:
+        y = last(y) if bias is None else last(y) + bias[:, None, None]
+    return apply_activation(y if residual is None else y + residual, act)
 
 
 def correctness(cls: type[ConvCase], small: tuple[int, ...], ragged: tuple[int, ...], wide: tuple[int, ...]) -> tuple:
@@ -155,7 +177,49 @@ def correctness(cls: type[ConvCase], small: tuple[int, ...], ragged: tuple[int, 
         cls("seven", 2, 40, 7, 7, 48, (3, 3), wide, padding=1, bias=True),
         cls("deep", 1, 130, 6, 14, 150, (3, 3), wide, padding=1, bias=True),
         cls("rows", 1, 16, 60, 5, 16, (3, 3), ragged, padding=1),
-        cls("long-line", 1, 4, 4, 700, 8, (3, 3), small, padding=1, bias=True, channels_last=False),
+        cls("long-line", 1, 4, 4, 700, 8, (3, 3), ragged, padding=1, bias=True, channels_last=False),
+    )
+
+
+class Goal(NamedTuple):
+    """What is asked of the geometric mean over the layers and the batches, and of each."""
+
+    mean: float | None = None
+    each: float | None = None
+
+
+NO_GOAL, NEVER_SLOWER = Goal(), Goal(None, 1.0)
+
+
+def bench(
+    cases: Sequence[ConvCase], captured: Goal = NO_GOAL, unfused: Goal = NO_GOAL, training: Goal = NEVER_SLOWER
+) -> tuple[Problem, ...]:
+    """The problems of these cases: the forward against dense and unfused, forward and backward against unfused.
+
+    The goals of the first are captured fractions, of the others the unfused chain's time / ours.
+    """
+
+    def problems(work: str, rival: str, goal: Goal) -> list[Problem]:
+        panel = f"{cases[0].op} {work}, against {rival}"
+        return [
+            Problem(
+                case,
+                panel,
+                case.name.removesuffix(f"-n{case.n}"),
+                case.n,
+                work,
+                rival,
+                goal.each,
+                goal.mean,
+                case.dense_macs() / case.macs() if rival == "dense" else None,
+            )
+            for case in cases
+        ]
+
+    return (
+        *problems("forward", "dense", captured),
+        *problems("forward", "unfused", unfused),
+        *problems("forward+backward", "unfused", training),
     )
 
 
@@ -181,7 +245,7 @@ RESNET = tuple(
 LAYERS = (ALEXNET2, VGG3, VGG4, *RESNET)
 
 
-def layer_case(cls: type[ConvCase], shape: Shape, ranks: tuple[int, ...], n: int) -> ConvCase:
+def layer_case(cls: type[C], shape: Shape, ranks: tuple[int, ...], n: int) -> C:
     """The bench's problem: a known layer at these ranks, `n` maps, a bias as such layers have."""
     name = f"{shape.name.replace(' ', '-')}-r{'x'.join(map(str, ranks))}-n{n}"
     square = (shape.kernel, shape.kernel)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..registry import define_native
 
 define_native("lowrank_panel() -> int")
+define_native("lowrank_strips(Tensor(a!) packed, int offset, int rows, int row, Tensor matrix) -> ()")
 STRIP = 16
 
 
@@ -28,21 +28,38 @@ def panel() -> int:
     return torch.ops.rdkernels_native.lowrank_panel()
 
 
-def strips(matrix: Tensor) -> Tensor:
-    """`[depth, columns]` -> the strips, flat."""
-    depth, columns = matrix.shape
-    wide = F.pad(matrix, (0, -columns % STRIP))
-    return wide.view(depth, -1, STRIP).transpose(0, 1).reshape(-1)
+def wide(columns: int) -> int:
+    """Columns in whole strips."""
+    return columns + -columns % STRIP
 
 
-def panels(taps: Tensor) -> Tensor:
-    """`[taps, R, columns]` -> `[taps * R, columns]`, panel after panel, tap after tap in each."""
-    return torch.cat([part.flatten(0, 1) for part in taps.split(panel(), dim=1)])
+def panels(taps: Tensor) -> list[Tensor]:
+    """`[taps, R, columns]` cut into panels of R."""
+    return list(taps.split(panel(), dim=1))
 
 
-def core_lines(core: Tensor) -> Tensor:
-    """`[R2, R1, kh, kw]` -> `[kh * kw * R1, R2]`: line after line, each in panels of R1."""
-    return torch.cat([panels(line.permute(2, 1, 0)) for line in core.unbind(2)])
+def pack(*parts: Tensor | Sequence[Tensor]) -> Tensor:
+    """One after another: flat tensors as they stand, and lists of matrices `[taps, depth, columns]` as the strips of
+    the matrix that has them below one another, tap after tap of each."""
+    made = [(p, [len(p)]) if isinstance(p, Tensor) else (p, [len(m) * m.shape[1] for m in p]) for p in parts]
+    sizes = [sum(rows) if isinstance(p, Tensor) else sum(rows) * wide(p[0].shape[2]) for p, rows in made]
+    packed = torch.empty(sum(sizes))
+    offset = 0
+    for (part, rows), size in zip(made, sizes, strict=True):
+        if isinstance(part, Tensor):
+            packed[offset : offset + size] = part
+        else:
+            row = 0
+            for matrix, own in zip(part, rows, strict=True):
+                torch.ops.rdkernels_native.lowrank_strips(packed, offset, sum(rows), row, matrix)
+                row += own
+        offset += size
+    return packed
+
+
+def core_lines(core: Tensor) -> list[Tensor]:
+    """`[R2, R1, kh, kw]` line after line, each in panels of R1."""
+    return [part for line in core.unbind(2) for part in panels(line.permute(2, 1, 0))]
 
 
 _kept: dict[tuple, tuple[tuple[weakref.ref, ...], Any]] = {}

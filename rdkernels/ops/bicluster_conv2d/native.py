@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..chain import NativeCall, native_chain
-from ..packing import core_lines, packed, strips
+from ..packing import core_lines, pack, packed
 from . import OP
 
 
-def pack(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
+def strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
     """Inner by K1 and core by K2 for each pair (g, h), then outer as [g, K2] by O/H for each h."""
-    down = [strips(own.T) for own in inner.flatten(0, 1)]
-    middle = [strips(core_lines(own)) for own in core.flatten(0, 1)]
-    return torch.cat([*down, *middle, *(strips(own.flatten(1).T) for own in outer)])
+    down = [[own.T[None]] for own in inner.flatten(0, 1)]
+    middle = [core_lines(own) for own in core.flatten(0, 1)]
+    return pack(*down, *middle, *([own.flatten(1).T[None]] for own in outer))
 
 
 @native_chain(OP, ("clusters_in", "clusters_out", "k1", "k2", "kh", "kw"), tensors=("inputs", "outputs"))
@@ -22,5 +21,5 @@ def prepare(x: Tensor, factors: tuple[Tensor, ...]) -> NativeCall:
     _, core, _, inputs, outputs = factors
     g, h, k2, k1, kh, kw = core.shape
     return NativeCall(
-        packed(OP, factors[:3], pack), (g, h, k1, k2, kh, kw), (inputs.contiguous(), outputs.contiguous())
+        packed(OP, factors[:3], strips), (g, h, k1, k2, kh, kw), (inputs.contiguous(), outputs.contiguous())
     )

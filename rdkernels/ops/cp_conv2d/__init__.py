@@ -29,7 +29,10 @@ define_chain(
     ("inner", "vertical", "horizontal", "outer"),
     (),
     lambda x, f, where: (f[3].shape[0], *where.out(x.shape[2], x.shape[3], f[1].shape[1], f[2].shape[1])),
-    maps=lambda x, f, where: [(f[0].shape[0], *x.shape[2:])],
+    maps=lambda x, f, where: {
+        1: (f[0].shape[0], *x.shape[2:]),
+        3: (f[0].shape[0], *where.out(x.shape[2], x.shape[3], f[1].shape[1], f[2].shape[1])),
+    },
 )
 
 from . import native, triton  # noqa: E402,F401  they attach themselves to the pass above

@@ -27,7 +27,7 @@ define_chain(
     ("vertical", "horizontal"),
     (),
     lambda x, f, where: (f[1].shape[0], *where.out(x.shape[2], x.shape[3], f[0].shape[2], f[1].shape[2])),
-    maps=lambda x, f, where: [(f[0].shape[0], where.out(x.shape[2], 1, f[0].shape[2], 1)[0], x.shape[3])],
+    maps=lambda x, f, where: {1: (f[0].shape[0], where.out(x.shape[2], 1, f[0].shape[2], 1)[0], x.shape[3])},
 )
 
 from . import native, triton  # noqa: E402,F401  they attach themselves to the pass above

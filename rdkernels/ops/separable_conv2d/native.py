@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..chain import NativeCall, native_chain
-from ..packing import packed, panels, strips
+from ..packing import pack, packed, panels
 from . import OP
 
 
-def pack(vertical: Tensor, horizontal: Tensor) -> Tensor:
+def strips(vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Vertical as [kh, C] by R, horizontal as [panel, kw, rank] by O."""
-    down = strips(vertical.permute(2, 1, 0).flatten(0, 1))
-    return torch.cat([down, strips(panels(horizontal.permute(2, 1, 0)))])
+    return pack([vertical.permute(2, 1, 0)], panels(horizontal.permute(2, 1, 0)))
 
 
 @native_chain(OP, ("ranks", "kh", "kw"), maps=1)
 def prepare(x: Tensor, factors: tuple[Tensor, Tensor]) -> NativeCall:
     ranks, _, kh = factors[0].shape
-    return NativeCall(packed(OP, factors, pack), (ranks, kh, factors[1].shape[2]))
+    return NativeCall(packed(OP, factors, strips), (ranks, kh, factors[1].shape[2]))

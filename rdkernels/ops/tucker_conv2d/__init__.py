@@ -25,10 +25,10 @@ define_chain(
     ("inner", "core", "outer"),
     (),
     lambda x, f, where: (f[2].shape[0], *where.out(x.shape[2], x.shape[3], f[1].shape[2], f[1].shape[3])),
-    maps=lambda x, f, where: [
-        (f[0].shape[0], *x.shape[2:]),
-        (f[1].shape[0], *where.out(x.shape[2], x.shape[3], *f[1].shape[2:])),
-    ],
+    maps=lambda x, f, where: {
+        1: (f[0].shape[0], *x.shape[2:]),
+        2: (f[1].shape[0], *where.out(x.shape[2], x.shape[3], *f[1].shape[2:])),
+    },
 )
 
 from . import native, triton  # noqa: E402,F401  they attach themselves to the pass above

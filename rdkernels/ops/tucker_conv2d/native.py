@@ -1,21 +1,45 @@
-"""What the CPU kernel is given: factors as strips, the maps before and after the core kept for the backward."""
+"""What the CPU kernel is given: factors as strips; the maps around the core kept; the backward as the chain reversed."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from ..chain import NativeCall, native_chain
-from ..packing import core_lines, packed, strips
+from ..chain import Conv, NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
+from ..convolution import Geometry
+from ..packing import core_lines, pack, packed
 from . import OP
 
 
-def pack(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
+def strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
     """Inner by R1, core as [kh, panel, kw, rank] by R2, outer by O."""
-    return torch.cat([strips(inner.T), strips(core_lines(core)), strips(outer.T)])
+    return pack([inner.T[None]], core_lines(core), [outer.T[None]])
+
+
+def turned_strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
+    """The same of the chain that takes dy to dx."""
+    return strips(outer.T, core.flip(2, 3).transpose(0, 1), inner.T)
 
 
 @native_chain(OP, ("r1", "r2", "kh", "kw"), maps=2)
 def prepare(x: Tensor, factors: tuple[Tensor, ...]) -> NativeCall:
     r2, r1, kh, kw = factors[1].shape
-    return NativeCall(packed(OP, factors, pack), (r1, r2, kh, kw))
+    return NativeCall(packed(OP, factors, strips), (r1, r2, kh, kw))
+
+
+@native_backward(OP)
+def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Tensor], where: Geometry):
+    """dy through the outer factor, the core turned round and the inner factor: a Tucker-2 convolution again."""
+    inner, core, outer = factors
+    r2, r1, kh, kw = core.shape
+    back = reversed_geometry(where, kh, kw)
+    if min(back) < 0:
+        return None
+    first, second = maps
+    weights = packed(f"{OP} reversed", factors, turned_strips)
+    turned = (outer.T, core.transpose(0, 1), inner.T)  # as far as shapes go
+    dx, dsecond, dfirst = run_reversed(OP, dy, x, turned, (r2, r1, kh, kw), weights, back)
+    middle = Conv(core, 1, (1, 1), (where.top, where.left), (where.dilation_h, where.dilation_w))
+    _, dcore = middle.gradients(dsecond, first, False, True)
+    return dx, pixels(dfirst).T @ pixels(x), dcore, pixels(dy).T @ pixels(second)

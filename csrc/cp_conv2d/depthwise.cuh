@@ -1,5 +1,5 @@
-// CP convolution on CUDA: T = two depthwise lines over the product of x with the inner factor, a block of ranks at a time
-// in fp32, so that any number of ranks passes through one buffer.
+// CP convolution on CUDA: T = two depthwise lines over the product of x with the inner factor, a block of ranks at a
+// time in fp32, so that any number of ranks passes through one buffer.
 #pragma once
 
 #include "common/chain_launch.cuh"
@@ -11,8 +11,8 @@ class Depthwise {
  public:
   using T = typename C::T;
 
-  static int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.tile; }
-  static int64_t bytes(const ChainArgs<T>& args) {
+  static constexpr int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.tile; }
+  static constexpr int64_t bytes(const ChainArgs<T>& args) {
     const int64_t taps = args.y.taps + args.x.taps;
     return (int64_t(args.y.slots) * args.x.slots * kStride + taps * kRankBlock) * sizeof(float);
   }
