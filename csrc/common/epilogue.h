@@ -39,7 +39,7 @@ RDK_INLINE F exp(F x) {
   return select((I)(x > splat(88.0f)), splat(std::numeric_limits<float>::infinity()), low);  // NaN passes the sums
 }
 
-// erf to 1.5e-7 of 1 (Abramowitz, Stegun 7.1.26).
+// erf to 1.5e-7 of 1 (Abramowitz, Stegun 7.1.26) and three times that with the roundings.
 RDK_INLINE F erf(F x) {
   const U sign = bits(x) & 0x80000000u;
   const F a = floats(bits(x) ^ sign), t = splat(1.0f) / (splat(1.0f) + splat(0.3275911f) * a);
