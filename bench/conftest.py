@@ -26,7 +26,7 @@ def interleave(benchmark, panels_run):
         panels_run.add(panel)
         if threads > machine.cores():
             pytest.skip(f"needs {threads} cores")
-        ours, rival, _ = timing.calls(problem)
+        ours, rivals, _ = timing.calls(problem)
         rounds = max(5, min(200, int(4e9 / timing.flops(problem))))
         seconds = []
 
@@ -38,6 +38,8 @@ def interleave(benchmark, panels_run):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
+            variant = timing.fastest(rivals, 0 if benchmark.disabled else 0.1)
+            rival = rivals[variant]
             benchmark.group = f"{problem.panel}, {threads} threads"
             benchmark.pedantic(ours, setup=call_rival, rounds=rounds, warmup_rounds=2)
         finally:
@@ -46,8 +48,13 @@ def interleave(benchmark, panels_run):
             return
         own = benchmark.stats.stats.data
         ratios = [theirs / mine for theirs, mine in zip(seconds[-len(own) :], own, strict=True)]
+        ratio = statistics.median(ratios)
         benchmark.extra_info.update(
-            ratio=statistics.median(ratios), goal=problem.goal, rival=problem.rival, flops=timing.flops(problem)
+            ratio=ratio,
+            captured=problem.reduction and ratio / problem.reduction,
+            goal=problem.goal,
+            rival=f"{problem.rival} {variant}".rstrip(),
+            flops=timing.flops(problem),
         )
         benchmark.extra_info.update(rd.build_info())
 

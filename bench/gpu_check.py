@@ -25,7 +25,7 @@ from gpu_verdicts import FAILED, NOT_RUN, PASSED, Done, Outcome
 
 import rdkernels as rd
 from rdkernels import benchmark
-from rdkernels.benchmark import gpu, report
+from rdkernels.benchmark import gpu, plots, report
 from rdkernels.ops.hashed_linear.cases import HashedLinearCase
 from rdkernels.testing import Problem
 
@@ -98,7 +98,7 @@ def made_up(folder: pathlib.Path) -> Outcome:
         result = benchmark.run_gpu(chosen, tuple(gpu.KINDS), quick=True, on=FakeGpu(step=1e-2, mark=1e-6))
     result["fake"] = True
     report.write_json(result, folder / "made-up.json")
-    report.plot(result, folder / "made-up.png")
+    plots.plot(result, folder / "made-up.png")
     sign(folder / "made-up.json", {"rehearsal": Outcome(NOT_RUN, report.FAKE)})
     read = json.loads((folder / "made-up.json").read_text())
     refused = verdicts.bench(Done(0, ""), folder / "made-up.json").verdict == FAILED

@@ -1,53 +1,78 @@
 """Measured figures for the pages: `python docs/measured.py` turns bench/results/*.json into docs/measured/.
 
-For every result file, its tables (ratio, quartiles, goal, share of the limit) and one plot; `<op>.md` holds them all.
-A result comes from `python -m rdkernels bench --json bench/results/<machine>.json`. Nothing is measured here.
+For every operation `<op>.md`: of each result file that holds it the summaries, the tables (figure, quartiles, goal,
+share of the limit) and one plot. A result comes from `python -m rdkernels bench --json bench/results/<machine>.json`.
+Nothing is measured here.
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 
-from rdkernels.benchmark import report
+from rdkernels import registry
+from rdkernels.benchmark import plots, report
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE.parent / "bench" / "results"
 OUT = HERE / "measured"
-OP = "hashed_linear"
+FIRST = "hashed_linear"  # whose the rows of older results are, which do not name their operation
 
 
-def table(result: dict, panel: str) -> str:
-    """One panel as a Markdown table."""
-    columns = report.columns(result)
-    rule = ["---" if name in ("layer", "backend") else "---:" for name in columns]
+def markdown(columns: report.Columns, rows: Sequence[dict]) -> str:
+    """Rows as a Markdown table, their figures in bold."""
+    rule = ["---" if name in report.TEXT_COLUMNS else "---:" for name in columns]
     lines = [f"| {' | '.join(columns)} |", f"| {' | '.join(rule)} |"]
-    for row in (r for r in result["results"] if r["panel"] == panel):
+    for row in rows:
+        bold = {"mean"} if "mean" in row else {"ratio"} if row.get("captured") is None else {"captured"}
         cells = {name: text(row) for name, text in columns.items()}
-        cells["ratio"] = f"**{cells['ratio']}**"
+        cells |= {name: f"**{cells[name]}**" for name in bold}
         lines.append(f"| {' | '.join(cells.values())} |")
     return "\n".join(lines)
 
 
-def page(result: dict, name: str) -> str:
-    """One machine: its stamp, its limits, the plot and the tables."""
+def page(result: dict, image: str) -> str:
+    """One machine: its stamp, its limits, the plot, the summaries and the tables."""
     checks = [f"{name}: {c['verdict']}, {c['detail']}" for name, c in result.get("checks", {}).items()]
     limits = "\n".join(f"* {line}" for line in [*report.limit_lines(result), *checks])
-    panels = dict.fromkeys(r["panel"] for r in result["results"])
-    tables = "\n\n".join(f"**{panel}**\n\n{table(result, panel)}" for panel in panels)
-    plot = f"```{{image}} /measured/{name}.png\n:alt: torch time over ours, per number of rows\n```"
-    return f"### {report.machine_line(result)}\n\n{limits}\n\n{plot}\n\n{tables}\n"
+    parts = [f"### {report.machine_line(result)}", limits]
+    parts.append(f"```{{image}} /measured/{image}.png\n:alt: torch time over ours\n```")
+    if result.get("summaries"):
+        parts += ["**Geometric means**", markdown(report.SUMMARY_COLUMNS, result["summaries"])]
+    for panel in dict.fromkeys(r["panel"] for r in result["results"]):
+        rows = [r for r in result["results"] if r["panel"] == panel]
+        parts += [f"**{panel}**", markdown(report.columns(result, rows), rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+def split(result: dict) -> dict[str, dict]:
+    """The result of each operation."""
+    rows = [{**row, "op": row.get("op", FIRST)} for row in result["results"]]
+    return {
+        op: {
+            **result,
+            "results": [row for row in rows if row["op"] == op],
+            "summaries": [s for s in result.get("summaries", ()) if s["op"] == op],
+        }
+        for op in dict.fromkeys(row["op"] for row in rows)
+    }
 
 
 def main() -> None:
     OUT.mkdir(exist_ok=True)
-    pages = []
+    pages: dict[str, list[str]] = {op: [] for op in registry.operations()}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
         if result.get("fake"):
             raise SystemExit(f"{path.name} holds {report.FAKE}: it is no result")
-        pages.append(page(result, path.stem))
-        report.plot(result, OUT / f"{path.stem}.png")
-    empty = "No result is committed yet: `python -m rdkernels bench --json bench/results/<machine>.json` makes one.\n"
-    (OUT / f"{OP}.md").write_text("\n".join(pages) or empty)
+        parts = split(result)
+        for op, part in parts.items():
+            image = path.stem if len(parts) == 1 else f"{path.stem}-{op}"
+            pages[op].append(page(part, image))
+            plots.plot(part, OUT / f"{image}.png")
+    for op, texts in pages.items():
+        command = f"python -m rdkernels bench --op {op} --json bench/results/<machine>.json"
+        empty = f"No result is committed yet: `{command}` makes one.\n"
+        (OUT / f"{op}.md").write_text("\n".join(texts) or empty)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from functools import partial
 
 from . import backends, benchmark, build_info, registry
-from .benchmark import gpu, machine, report
+from .benchmark import gpu, machine, plots, report
 
 
 def info() -> None:
@@ -57,11 +57,13 @@ def bench(args: argparse.Namespace) -> None:
             raise SystemExit(f"bench: {error}") from None
         kinds = args.dtype or ("bf16",)
         result = benchmark.run_gpu(chosen, kinds, quick=args.quick, progress=progress, on=device)
-    console(width=None if console().is_terminal else 132).print(report.table(result))
+    printer = console(width=None if console().is_terminal else 150)
+    printer.print(report.tables(result))
+    printer.print(report.summary_table(result))
     if args.json:
         report.write_json(result, args.json)
     if args.plot:
-        report.plot(result, args.plot)
+        plots.plot(result, args.plot)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,6 +1,8 @@
 """The bench measures what it says: the right work on both sides, in turn, with honest counts. No speed is asserted."""
 
+import functools
 import gzip
+import importlib
 import importlib.util
 import io
 import json
@@ -14,12 +16,17 @@ from fake_gpu import FakeGpu
 
 from rdkernels import __main__ as cli
 from rdkernels import registry
-from rdkernels.benchmark import gpu, interleaved, machine, problems, report, run_gpu, timing
+from rdkernels.benchmark import gpu, interleaved, machine, plots, problems, report, run_gpu, suite, timing
 from rdkernels.ops.hashed_linear.cases import HashedLinearCase
-from rdkernels.testing import Problem
+from rdkernels.testing import Layer, Problem
 
+LOWRANK_CONVOLUTIONS = tuple(op for op in registry.operations() if op.endswith("_conv2d"))
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CASE = HashedLinearCase("small", 3, 48, 64, 4, "chunk", bias="tensor")
+
+
+def cases_of(op: str):
+    return importlib.import_module(f"rdkernels.ops.{op}.cases")
 
 
 def problem(work: str = "forward", rival: str = "dense") -> Problem:
@@ -57,6 +64,126 @@ def test_backward_gives_every_gradient_and_a_step_moves_every_weight(rival):
         timing.workload("training step", layer, x, dy)()
         assert all(not torch.equal(w, b) for w, b in zip(layer.weights, before, strict=True))
         assert all(w.grad is None for w in layer.weights)
+
+
+class Recorder:
+    """A layer that notes the layout of its x and whether a graph is recorded."""
+
+    def __init__(self, memory_format: torch.memory_format) -> None:
+        self.seen: list[tuple[bool, bool]] = []
+        self.weight = torch.ones(1, requires_grad=True)
+        self.layer = Layer(self, (self.weight,), memory_format)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        self.seen.append((last, torch.is_grad_enabled()))
+        return x * self.weight
+
+
+@pytest.mark.parametrize("given", (torch.contiguous_format, torch.channels_last))
+def test_x_and_dy_come_in_the_layers_format_and_a_forward_records_no_graph(given):
+    x = torch.randn(2, 3, 4, 5).to(memory_format=given)
+    for kind, last in ((torch.contiguous_format, False), (torch.channels_last, True)):
+        recorder = Recorder(kind)
+        result = timing.workload("forward", recorder.layer, x, x)()
+        assert not result.requires_grad and recorder.seen == [(last, False)]
+        dx, dw = timing.workload("forward+backward", recorder.layer, x, x)()
+        assert recorder.seen[1:] == [(last, True)]
+        assert dx.is_contiguous(memory_format=kind) and dw.shape == (1,)
+    assert not x.requires_grad  # each side has an x of its own
+
+
+def test_the_fastest_variant_is_the_rival():
+    order, now = [], iter(range(100))
+    took = {"slow": 3.0, "fast": 1.0, "middle": 2.0}
+
+    def time_of(call):
+        call()
+        return took[order[-1]]
+
+    rivals = {name: functools.partial(order.append, name) for name in took}
+    assert timing.fastest(rivals, 2, time_of, lambda: next(now)) == "fast"
+    assert "".join(name[0] for name in order) == "sfm" * 5  # warm, then in turn until the clock passes 2
+    order.clear()
+    assert timing.fastest({"only": rivals["slow"]}, 9.0) == "only" and not order
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=f"{op}-{case.name}")
+        for op in LOWRANK_CONVOLUTIONS
+        for case in cases_of(op).CORRECTNESS
+        if case.name in ("plain", "strided", "same-even", "valid", "grouped")
+    ],
+)
+def test_every_variant_of_the_unfused_chain_is_the_same_function_as_ours(case):
+    tensors = case.tensors(torch.float64)
+    expected = case.run(tensors)
+    unfused = case.unfused(tensors)
+    assert set(unfused) == {"NCHW", "channels_last"} == set(case.dense(tensors))
+    for layer in unfused.values():
+        assert torch.allclose(layer(tensors["x"].to(memory_format=layer.memory_format)), expected, atol=1e-10)
+        assert sum(w.numel() for w in layer.weights) == sum(w.numel() for w in case.layer(tensors).weights)
+
+
+def test_where_outputs_are_grouped_by_colour_the_chain_is_two_convolutions():
+    case = next(c for c in cases_of("monochromatic_conv2d").CORRECTNESS if c.name == "grouped")
+    assert [type(stage).__name__ for stage in case.stages(case.tensors(torch.float32))] == ["Conv", "Conv"]
+
+
+@pytest.mark.parametrize("op", (*LOWRANK_CONVOLUTIONS, "lowrank_linear"))
+def test_lowrank_problems(op):
+    """Each layer and batch thrice; the captured fraction where the rival is dense, and only there."""
+    bench = cases_of(op).BENCH
+    kinds = [(p.work, p.rival) for p in bench]
+    count = len(cases_of(op).BENCH_CASES)
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        ("forward", "dense"): count,
+        ("forward", "unfused"): count,
+        ("forward+backward", "unfused"): count,
+    }
+    for p in bench:
+        assert p.case.op == op and (p.reduction is not None) == (p.rival == "dense")
+        assert p.reduction is None or p.reduction == pytest.approx(2 * p.case.dense_macs() / p.case.flops())
+    assert len({(p.panel, p.line, p.at) for p in bench}) == len(bench)
+
+
+def captured_row(panel: str, line: str, ratio: float, reduction: float | None, goal: float | None, **more) -> dict:
+    made = Problem(CASE, panel, line, 1, "forward", "dense", goal, 0.9, reduction)
+    return timing.row(made, timing.Timing(1.0, ratio, ratio, ratio, ratio, 1), {"threads": 1, "variant": "", **more}, 9)
+
+
+def test_captured_is_the_ratio_over_the_reduction():
+    assert captured_row("p", "a", 3.0, 4.0, 0.8)["captured"] == 0.75
+    assert captured_row("p", "a", 3.0, None, 0.8)["captured"] is None
+
+
+def test_summaries_are_geometric_means_with_the_worst():
+    rows = [
+        captured_row("p", "a", 4.0, 4.0, 0.8),
+        captured_row("p", "b", 1.0, 4.0, 0.8),
+        captured_row("p", "a", 4.0, 4.0, 0.8, threads=2),
+        captured_row("q", "a", 2.0, None, None),
+        captured_row("q", "b", 8.0, None, None),
+    ]
+    one, two, ratios = suite.summaries(rows, "threads")
+    assert (one["figure"], one["mean"], one["worst"], one["worst_name"]) == (
+        "captured",
+        pytest.approx(0.5),
+        0.25,
+        "b, 1",
+    )
+    assert (one["count"], one["missed"], one["mean_goal"], one["worst_goal"]) == (2, 1, 0.9, 0.8)
+    assert (two["threads"], two["count"], two["missed"]) == (2, 1, 0)
+    assert (ratios["figure"], ratios["mean"], ratios["missed"]) == ("ratio", pytest.approx(4.0), 0)
+
+
+def test_what_the_unfused_chain_captures():
+    dense = {**captured_row("p", "a", 3.0, 4.0, None), "case": "a"}
+    unfused = {**captured_row("p", "a", 1.5, None, None), "case": "a", "against": "unfused"}
+    assert plots.unfused_captured([dense, unfused]) == {("a", 1, None): 0.5}
+    assert plots.unfused_captured([dense]) == {}
 
 
 def test_counts():
@@ -114,6 +241,48 @@ def test_bench_writes_json_and_plot(tmp_path, capsys):
     assert plot_file.read_bytes()[:4] == b"\x89PNG"
     shown = capsys.readouterr().out
     assert "of limit" in shown and "2.34" in shown  # the goal
+
+
+def test_lowrank_bench_names_the_variant_and_summarises(tmp_path, measured, monkeypatch, capsys):
+    """Two operations in one file: the table, the plot and the pages of each; an operation without a result says so."""
+    pytest.importorskip("rich"), pytest.importorskip("tqdm"), pytest.importorskip("matplotlib")
+    results, out = tmp_path / "results", tmp_path / "out"
+    argv = ["bench", "--quick", "--op", "cp_conv2d", "--op", "lowrank_linear", "--threads", "1"]
+    only = r"(@28-r144-n1 forward vs|-m[18] forward vs unfused)"
+    cli.main([*argv, "--only", only, "--json", str(results / "m-lowrank.json"), "--plot", str(tmp_path / "m.png")])
+    shown = capsys.readouterr().out
+    assert "captured" in shown and "geometric means" in shown and "below goal" in shown
+    result = json.loads((results / "m-lowrank.json").read_text())
+    assert [(r["op"], r["against"], r["captured"] is None) for r in result["results"]] == [
+        ("cp_conv2d", "dense", False),
+        ("cp_conv2d", "unfused", True),
+        ("lowrank_linear", "unfused", True),
+        ("lowrank_linear", "unfused", True),
+    ]
+    assert [r["variant"] in ("NCHW", "channels_last") for r in result["results"]] == [True, True, False, False]
+    assert [s["panel"] for s in result["summaries"]] == list(dict.fromkeys(r["panel"] for r in result["results"]))
+    monkeypatch.setattr(measured, "RESULTS", results)
+    monkeypatch.setattr(measured, "OUT", out)
+    measured.main()
+    assert {p.name for p in out.glob("*.png")} == {"m-lowrank-cp_conv2d.png", "m-lowrank-lowrank_linear.png"}
+    cp, linear = ((out / f"{op}.md").read_text() for op in ("cp_conv2d", "lowrank_linear"))
+    assert "/measured/m-lowrank-cp_conv2d.png" in cp and "| ResNet-50-3x3@28-r144 | 1 | 1 |" in cp
+    assert "| cp_conv2d forward, against dense | 1 | captured | **" in cp and "4096 -> 256" not in cp
+    assert "| 4096 -> 256 -> 4096 | 8 | 1 |" in linear and "captured" not in linear
+    for op in ("hashed_linear", "tucker_conv2d"):
+        assert (out / f"{op}.md").read_text().startswith("No result is committed yet")
+
+
+def test_results_that_do_not_name_their_operation_are_read(tmp_path, measured, monkeypatch):
+    pytest.importorskip("matplotlib")
+    old = json.loads((ROOT / "bench" / "results" / "epyc-avx2.json").read_text())
+    assert "op" not in old["results"][0]
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    monkeypatch.setattr(measured, "OUT", tmp_path / "out")
+    report.write_json(old, tmp_path / "old.json")
+    measured.main()
+    page = (tmp_path / "out" / "hashed_linear.md").read_text()
+    assert page.count("| native |") == len(old["results"]) and (tmp_path / "out" / "old.png").exists()
 
 
 def test_a_missing_extra_names_the_command():
@@ -241,12 +410,12 @@ def test_a_gpu_result_is_shown_written_and_plotted(tmp_path):
     assert set(result["limits"]) == {"bf16", "tf32"} and all(r["goal"] is None for r in result["results"])
     assert [r["panel"] for r in result["results"]] == ["forward, 64 x 64, bf16"] * 2 + ["forward, 64 x 64, tf32"] * 2
     shown = io.StringIO()
-    console.Console(width=200, file=shown).print(report.table(result))
+    console.Console(width=200, file=shown).print(report.tables(result))
     text = shown.getvalue()
     assert "simulated GPU, driver none, CUDA none" in text and "reference" in text and "goal" not in text
     report.write_json(result, tmp_path / "r.json")
     assert json.loads((tmp_path / "r.json").read_text()) == result
-    report.plot(result, tmp_path / "r.png")
+    plots.plot(result, tmp_path / "r.png")
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -22,7 +22,7 @@ import torch
 
 from ..testing import Problem
 from . import machine
-from .timing import Call, Timing, alternating, backend_of, calls, row, summary
+from .timing import Call, Timing, alternating, backend_of, calls, fastest, row, summary
 
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 WRITES = 256  # the longest backlog; with a call's own launches it stays below the driver's queue of about 1000
@@ -202,10 +202,12 @@ def interleaved(gpu: Gpu, ours: Call, rival: Call, seconds: float, least: int = 
 def measure(gpu: Gpu, problem: Problem, kind: str, seconds: float) -> dict:
     """The row of one problem in one dtype; its panel's name ends with the dtype."""
     with precision(kind) as dtype:
-        ours, rival, weights = calls(problem, dtype, gpu.device)
+        ours, rivals, weights = calls(problem, dtype, gpu.device)
         backend = backend_of(ours)
-        timing = interleaved(gpu, ours, rival, seconds)
-    made = row(problem, timing, {"dtype": kind, "backend": backend}, weights, dtype.itemsize)
+        variant = fastest(rivals, seconds / 4, lambda call: seconds_of(gpu, call, 4)[0], gpu.clock)
+        timing = interleaved(gpu, ours, rivals[variant], seconds)
+    setting: dict[str, object] = {"dtype": kind, "backend": backend, "variant": variant}
+    made = row(problem, timing, setting, weights, dtype.itemsize)
     return {**made, "panel": f"{problem.panel}, {kind}"}
 
 

@@ -1,4 +1,4 @@
-"""A result as a table on the terminal, as JSON and as a plot."""
+"""A result as tables on the terminal and as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -51,57 +51,93 @@ def limit_lines(result: dict) -> list[str]:
 
 
 Columns = dict[str, Callable[[dict], str]]
+TEXT_COLUMNS = ("layer", "torch", "panel", "figure", "whose", "backend")  # columns of words: to the left
+
+
 _RATIO: Columns = {
     "ratio": lambda r: f"{r['ratio']:.2f}",
     "quartiles": lambda r: f"{r['low']:.2f}-{r['high']:.2f}",
 }
 CPU_COLUMNS: Columns = {
     "layer": lambda r: r["line"],
-    "rows": lambda r: str(r["at"]),
+    "batch": lambda r: str(r["at"]),
     "threads": lambda r: str(r["threads"]),
     "ours ms": lambda r: f"{1e3 * r['ours']:.3g}",
     "torch ms": lambda r: f"{1e3 * r['rival']:.3g}",
+    "torch": lambda r: r.get("variant", ""),
     **_RATIO,
-    "goal": lambda r: "" if r["goal"] is None else f"{r['goal']:g}",
+    "captured": lambda r: "" if r.get("captured") is None else f"{r['captured']:.2f}",
+    "goal": lambda r: "" if r["goal"] is None else f"{r['goal']:g}",  # of what stands before it
     "GFLOP/s": lambda r: f"{r['gflops']:.1f}",
     "of limit": lambda r: f"{100 * r['share']:.0f} %",
     "backend": lambda r: r["backend"],
 }
 GPU_COLUMNS: Columns = {
     "layer": lambda r: r["line"],
-    "rows": lambda r: str(r["at"]),
+    "batch": lambda r: str(r["at"]),
     "ours us": lambda r: f"{1e6 * r['ours']:.1f}",
     "torch us": lambda r: f"{1e6 * r['rival']:.1f}",
+    "torch": lambda r: r.get("variant", ""),
     **_RATIO,
+    "captured": CPU_COLUMNS["captured"],
     "host us": lambda r: f"{1e6 * r['ours_host']:.0f} / {1e6 * r['rival_host']:.0f}",
     "starved": lambda r: f"{r['starved']} of {2 * r['pairs']}" if r["starved"] else "",
     "TFLOP/s": lambda r: f"{r['gflops'] / 1e3:.1f}",
     "of limit": lambda r: f"{100 * r['share']:.0f} %",
     "backend": lambda r: r["backend"],
 }
+SUMMARY_COLUMNS: Columns = {
+    "panel": lambda s: s["panel"],
+    "threads": lambda s: str(s.get("threads", "")),
+    "figure": lambda s: s["figure"],
+    "mean": lambda s: f"{s['mean']:.2f}",
+    "mean goal": lambda s: "" if s["mean_goal"] is None else f"{s['mean_goal']:g}",
+    "worst": lambda s: f"{s['worst']:.2f}",
+    "worst goal": lambda s: "" if s["worst_goal"] is None else f"{s['worst_goal']:g}",
+    "whose": lambda s: s["worst_name"],
+    "below goal": lambda s: f"{s['missed']} of {s['count']}",
+}
 
 
-def columns(result: dict) -> Columns:
-    """Name and text of every column of a table of this result."""
-    return GPU_COLUMNS if "gpu" in result["machine"] else CPU_COLUMNS
+def columns(result: dict, rows: Sequence[dict]) -> Columns:
+    """Name and text of every column of a table of these rows of a result; without those that are empty in all."""
+    every = GPU_COLUMNS if "gpu" in result["machine"] else CPU_COLUMNS
+    return {name: text for name, text in every.items() if any(text(row) for row in rows)}
 
 
-def table(result: dict) -> Any:
-    """A rich table: times, ratio beside goal, rate and share of the limit, one section per panel."""
-    made = optional("rich.table").Table(title=machine_line(result), caption="\n".join(limit_lines(result)))
-    shown = columns(result)
-    for name in shown:
-        made.add_column(name, justify="left" if name in ("layer", "backend") else "right")
-    panel = None
-    for row in result["results"]:
-        if row["panel"] != panel:
-            panel = row["panel"]
-            made.add_section()
-            made.add_row(f"[bold]{panel}[/bold]")
-        goal = row["goal"]
-        colour = "default" if goal is None else "green" if row["ratio"] >= goal else "red"
-        cells = {name: text(row) for name, text in shown.items()}
-        made.add_row(*{**cells, "ratio": f"[{colour}]{cells['ratio']}[/{colour}]"}.values())
+def _coloured(text: str, value: float, goal: float | None) -> str:
+    colour = "default" if goal is None else "green" if value >= goal else "red"
+    return f"[{colour}]{text}[/{colour}]"
+
+
+def tables(result: dict) -> Any:
+    """A rich table per panel: times, figure beside goal, rate and share of the limit."""
+    table = optional("rich.table").Table
+    made = []
+    for panel in dict.fromkeys(row["panel"] for row in result["results"]):
+        rows = [row for row in result["results"] if row["panel"] == panel]
+        shown = columns(result, rows)
+        made.append(table(title=panel, title_justify="left"))
+        for name in shown:
+            made[-1].add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
+        for row in rows:
+            cells = {name: text(row) for name, text in shown.items()}
+            judged = "ratio" if row["captured"] is None else "captured"
+            cells[judged] = _coloured(cells[judged], row[judged], row["goal"])
+            made[-1].add_row(*cells.values())
+    return optional("rich.console").Group(machine_line(result), *made, *limit_lines(result))
+
+
+def summary_table(result: dict) -> Any:
+    """A rich table of the summaries: geometric mean and worst figure of every panel, beside what is asked of them."""
+    made = optional("rich.table").Table(title="geometric means over a panel", title_justify="left")
+    for name in SUMMARY_COLUMNS:
+        made.add_column(name, justify="left" if name in TEXT_COLUMNS else "right")
+    for summary in result["summaries"]:
+        cells = {name: text(summary) for name, text in SUMMARY_COLUMNS.items()}
+        for name in ("mean", "worst"):
+            cells[name] = _coloured(cells[name], summary[name], summary[f"{name}_goal"])
+        made.add_row(*cells.values())
     return made
 
 
@@ -112,62 +148,3 @@ def write_json(result: dict, path: str | os.PathLike) -> None:
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.write_text(json.dumps(result, indent=1) + "\n")
     os.replace(aside, target)
-
-
-def plot(result: dict, path: str | os.PathLike) -> None:
-    """Ratio over rows: one panel per work and size, a line per layer, quartiles as bars, dense torch at 1.
-
-    Several thread counts: full lines for the largest, dashed for the others. A made-up result says so across the plot.
-    """
-    matplotlib = optional("matplotlib")
-    matplotlib.use("Agg")
-    plt = optional("matplotlib.pyplot")
-    results = result["results"]
-    counts = {p: len({r["at"] for r in results if r["panel"] == p}) for p in dict.fromkeys(r["panel"] for r in results)}
-    panels = [panel for panel, count in counts.items() if count > 1]
-    if not panels:
-        raise SystemExit("nothing to plot: no panel has more than one number of rows")
-    lines = list(dict.fromkeys(r["line"] for r in results if r["panel"] in panels))
-    counts_of = sorted({r.get("threads", 0) for r in results})  # a row of a GPU has none: its panel names its dtype
-    most = counts_of[-1]
-    columns = min(len(panels), 2)
-    down = -(-len(panels) // columns)
-    figure, axes = plt.subplots(down, columns, figsize=(5.5 * columns, 3.6 * down), squeeze=False, layout="constrained")
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for number, line in enumerate(lines):
-            for threads in counts_of:
-                rows = [r for r in results if (r["panel"], r["line"], r.get("threads", 0)) == (panel, line, threads)]
-                ratio = [r["ratio"] for r in rows]
-                spread = [[r["ratio"] - r["low"] for r in rows], [r["high"] - r["ratio"] for r in rows]]
-                axis.errorbar(
-                    [r["at"] for r in rows],
-                    ratio,
-                    spread,
-                    color=f"C{number}",
-                    marker="o",
-                    markersize=4,
-                    linestyle="-" if threads == most else "--",
-                    label=line if threads == most and rows else None,
-                )
-        axis.axhline(1, color="black", linewidth=1)
-        axis.set(title=panel, xlabel="rows of x", ylabel="torch time / ours", xscale="log", yscale="log")
-        ticks = sorted({r["at"] for r in results if r["panel"] == panel})
-        axis.set_xticks(ticks, [str(t) for t in ticks], minor=False)
-        axis.tick_params(axis="x", rotation=45 if len(ticks) > 6 else 0)
-        axis.minorticks_off()
-        levels = [v for v in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if axis.get_ylim()[0] <= v <= axis.get_ylim()[1]]
-        axis.set_yticks(levels, [f"{v:g}" for v in levels])
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    others = ", ".join(map(str, counts_of[:-1]))
-    legend = "above 1 is faster than torch; "
-    legend += f"{most} threads" if most else "time on the GPU, cold L2 cache"
-    legend += f", dashed {others}" if others else ""
-    figure.suptitle(f"{machine_line(result)}\n{legend}", fontsize=9)
-    if result.get("fake"):
-        figure.text(0.5, 0.5, FAKE, fontsize=26, color="red", alpha=0.5, ha="center", va="center", rotation=25)
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)

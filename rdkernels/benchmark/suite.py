@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import statistics
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,8 @@ from ..testing import Problem
 from . import gpu, machine, timing
 
 QUICK_FLOPS = 2.5e9  # --quick leaves out what is larger
-SECONDS, GPU_SECONDS, QUICK_SECONDS = 1.5, 0.4, 0.1  # per problem and thread count or dtype
+SECONDS, GPU_SECONDS, QUICK_SECONDS = 0.5, 0.4, 0.1  # per problem and thread count or dtype
+LIMIT_SECONDS = 0.75
 
 
 def problems(
@@ -48,17 +50,22 @@ def run(
     quick: bool = False,
     progress: Callable[[list[Problem]], Iterable[Problem]] = list,
 ) -> dict:
-    """Measure the machine's limits, then every problem: `{"machine": ..., "limits": ..., "results": [...]}`.
+    """Measure the machine's limits, then every problem: `{"machine", "limits", "results", "summaries"}`.
 
     A result's `share` is the time that the nearer limit alone would take (FLOPs or least bytes), over our time.
     """
-    seconds = QUICK_SECONDS if quick else SECONDS
-    limits = machine.limits(threads, seconds / 2)
+    seconds, limit_seconds = (QUICK_SECONDS, QUICK_SECONDS / 2) if quick else (SECONDS, LIMIT_SECONDS)
+    limits = machine.limits(threads, limit_seconds)
     results = [row for problem in progress(chosen) for row in timing.measure(problem, threads, seconds)]
-    for count, again in machine.limits(threads, seconds / 2).items():  # a busy minute must not make a limit small
+    for count, again in machine.limits(threads, limit_seconds).items():  # a busy minute must not make a limit small
         limits[count] = {name: max(value, again[name]) for name, value in limits[count].items()}
     _rate(results, limits, "threads")
-    return {"machine": machine.stamp(), "limits": {str(n): limit for n, limit in limits.items()}, "results": results}
+    return {
+        "machine": machine.stamp(),
+        "limits": {str(n): limit for n, limit in limits.items()},
+        "results": results,
+        "summaries": summaries(results, "threads"),
+    }
 
 
 def run_gpu(
@@ -76,7 +83,36 @@ def run_gpu(
     every = [(kind, problem) for kind in kinds for problem in chosen]
     results = [gpu.measure(device, problem, kind, seconds) for kind, problem in progress(every)]
     _rate(results, limits, "dtype")
-    return {"machine": {**device.stamp(), **machine.stamp()}, "limits": limits, "results": results}
+    stamp = {**device.stamp(), **machine.stamp()}
+    return {"machine": stamp, "limits": limits, "results": results, "summaries": summaries(results, "dtype")}
+
+
+def figure(row: Mapping[str, Any]) -> float:
+    """What a row's goal is asked of: the captured fraction where it has one, else the rival's time / ours."""
+    captured = row.get("captured")
+    return row["ratio"] if captured is None else captured
+
+
+def summaries(results: list[dict], setting: str) -> list[dict]:
+    """Per panel and setting: the geometric mean of the figures, the worst and whose it is, how many miss their goal."""
+    found = []
+    for key in dict.fromkeys((row["panel"], row[setting]) for row in results):
+        rows = [row for row in results if (row["panel"], row[setting]) == key]
+        worst = min(rows, key=figure)
+        missed = sum(row["goal"] is not None and figure(row) < row["goal"] for row in rows)
+        found.append(
+            {
+                **{name: worst[name] for name in ("op", "panel", "work", "against", setting, "mean_goal")},
+                "figure": "ratio" if worst["captured"] is None else "captured",
+                "mean": statistics.geometric_mean(map(figure, rows)),
+                "worst": figure(worst),
+                "worst_name": f"{worst['line']}, {worst['at']}",
+                "worst_goal": worst["goal"],
+                "count": len(rows),
+                "missed": missed,
+            }
+        )
+    return found
 
 
 def _rate(results: list[dict], limits: Mapping[Any, Mapping[str, float]], setting: str) -> None:

@@ -32,9 +32,13 @@ class Timing:
 
 
 def workload(work: str, layer: Layer, x: Tensor, dy: Tensor) -> Call:
-    """`work` on `layer` as a call without arguments: the forward; with both gradients; with those and fused AdamW."""
+    """`work` on `layer` as a call without arguments: the forward; with both gradients; with those and fused AdamW.
+
+    x and dy are in the layer's memory format before the first call. A forward records no graph.
+    """
+    x, dy = (t.detach().to(memory_format=layer.memory_format) for t in (x, dy))
     if work == "forward":
-        return lambda: layer(x)
+        return torch.no_grad()(lambda: layer(x))
     if work not in FLOP_FACTOR:
         raise ValueError(f"work must be one of {list(FLOP_FACTOR)}, got {work!r}")
     inputs = [t.requires_grad_() for t in (x, *layer.weights)]
@@ -111,15 +115,52 @@ def interleaved(ours: Call, rival: Call, seconds: float, least: int = 5, most: i
     return summary(alternating(partial(pair, ours, rival), time.perf_counter, seconds, least, most))
 
 
-def calls(problem: Problem, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Call, Call, int]:
-    """Ours and the rival as calls without arguments, and the number of our weights."""
+def calls(
+    problem: Problem, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> tuple[Call, dict[str, Call], int]:
+    """Ours and every variant of the rival as calls without arguments, and the number of our weights.
+
+    A rival that has one variant only has it under "".
+    """
     tensors = problem.case.tensors(dtype, device)
     layer, rival = problem.case.layer(tensors), getattr(problem.case, problem.rival)(tensors)
     x = tensors["x"]
     with torch.no_grad():
         dy = torch.randn_like(layer(x))
+    rivals = {"": rival} if isinstance(rival, Layer) else rival
     count = sum(w.numel() for w in layer.weights)
-    return workload(problem.work, layer, x, dy), workload(problem.work, rival, x, dy), count
+    others = {name: workload(problem.work, other, x, dy) for name, other in rivals.items()}
+    return workload(problem.work, layer, x, dy), others, count
+
+
+def wall(call: Call) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def fastest(
+    rivals: dict[str, Call],
+    seconds: float,
+    time_of: Callable[[Call], float] = wall,
+    clock: Callable[[], float] = time.perf_counter,
+) -> str:
+    """The name of the call with the least time seen; they take turns for about `seconds`, thrice at least.
+
+    A single one is not called.
+    """
+    if len(rivals) == 1:
+        return next(iter(rivals))
+    for call in rivals.values():
+        call()
+    best = dict.fromkeys(rivals, float("inf"))
+    end, rounds = clock() + seconds, 0
+    while rounds < 3 or clock() < end:
+        for name, call in rivals.items():
+            best[name] = min(best[name], time_of(call))
+        rounds += 1
+    return min(best, key=best.__getitem__)
 
 
 def backend_of(call: Call) -> str:
@@ -130,17 +171,25 @@ def backend_of(call: Call) -> str:
 
 
 def row(problem: Problem, timing: Timing, setting: dict[str, object], weights: int, itemsize: int = 4) -> dict:
-    """A row of the result: the problem, the setting it ran in, its timing, its FLOPs and bytes."""
+    """A row of the result: the problem, the setting it ran in, its timing, its FLOPs and bytes.
+
+    The setting holds the `variant` of the rival that ran, "" where there is one only.
+    """
     return {
         "name": str(problem),
+        "op": problem.case.op,
+        "case": problem.case.name,
         "panel": problem.panel,
         "line": problem.line,
         "at": problem.at,
         "work": problem.work,
         "against": problem.rival,
         "goal": problem.goal,
+        "mean_goal": problem.mean_goal,
+        "reduction": problem.reduction,
         **setting,
         **vars(timing),
+        "captured": None if problem.reduction is None else timing.ratio / problem.reduction,
         "flops": flops(problem),
         "bytes": moved(problem, weights, itemsize),
     }
@@ -148,15 +197,16 @@ def row(problem: Problem, timing: Timing, setting: dict[str, object], weights: i
 
 def measure(problem: Problem, threads: tuple[int, ...], seconds: float) -> list[dict]:
     """One row per thread count: the problem, its timing, its floating-point rate, and which backends ran ours."""
-    ours, rival, weights = calls(problem)
+    ours, rivals, weights = calls(problem)
     backend = backend_of(ours)
     before = torch.get_num_threads()
     rows = []
     try:
         for count in threads:
             torch.set_num_threads(count)
-            timing = interleaved(ours, rival, seconds)
-            rows.append(row(problem, timing, {"threads": count, "backend": backend}, weights))
+            variant = fastest(rivals, seconds / 4)
+            timing = interleaved(ours, rivals[variant], seconds)
+            rows.append(row(problem, timing, {"threads": count, "backend": backend, "variant": variant}, weights))
     finally:
         torch.set_num_threads(before)
     return rows

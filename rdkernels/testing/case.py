@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Layer:
 
 class Case(Protocol):
     """One problem of one operation. A room's `cases.py` builds them; tests and bench enumerate them."""
+
+    op: ClassVar[str]  # the operation's name
 
     @property
     def name(self) -> str:
@@ -60,6 +62,8 @@ class Problem:
     """A case as the bench times it: `work` on the case's `layer` against its method `rival`.
 
     A room lists its problems in `cases.BENCH`. A plot has one panel per `panel`, one line per `line`, `at` as its x.
+    The figure of a problem is the rival's time / ours; with a `reduction`, that over the reduction: the captured
+    fraction. A panel's summary is the geometric mean of its figures and the worst.
     """
 
     case: Case
@@ -68,7 +72,9 @@ class Problem:
     at: int
     work: str = "forward"  # "forward", "forward+backward" or "training step"
     rival: str = "dense"
-    goal: float | None = None  # the ratio asked for: rival's time / ours
+    goal: float | None = None  # the figure asked for
+    mean_goal: float | None = None  # the geometric mean asked of the panel
+    reduction: float | None = None  # the rival's multiply-adds / ours
 
     def __str__(self) -> str:
         return f"{self.case.name} {self.work} vs {self.rival}"

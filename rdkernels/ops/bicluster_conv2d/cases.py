@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..conv_case import LAYERS, ConvCase, correctness, layer_case
+from ..conv_case import LAYERS, ConvCase, bench, correctness, layer_case
 from . import OP, bicluster_conv2d
 
 
@@ -61,3 +61,4 @@ RANKS = (
 BENCH_CASES = tuple(
     layer_case(BiclusterCase, shape, ranks, n) for n in (1, 8) for shape, ranks in zip(LAYERS, RANKS, strict=True)
 )
+BENCH = bench(BENCH_CASES)

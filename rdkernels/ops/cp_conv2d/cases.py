@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..conv_case import LAYERS, ConvCase, correctness, layer_case
+from ..conv_case import LAYERS, ConvCase, Goal, bench, correctness, layer_case
 from . import OP, cp_conv2d
 
 
@@ -34,3 +34,4 @@ RANKS = (432, 288, 576, 64, 144, 288, 576)
 BENCH_CASES = tuple(
     layer_case(CPCase, shape, (rank,), n) for n in (1, 8) for shape, rank in zip(LAYERS, RANKS, strict=True)
 )
+BENCH = bench(BENCH_CASES, captured=Goal(0.88, 0.8), unfused=Goal(1.5, 1.2), training=Goal(1.2, 1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class HashedLinearCase:
     bias: str | None = None  # None, "tensor" or "hashed"
     seed: int = 0
     scale: float = 1.0
+
+    op: ClassVar[str] = "hashed_linear"
 
     @classmethod
     def square(cls, size: int, rows: int, granule: hashing.Granule, compression: float) -> HashedLinearCase:

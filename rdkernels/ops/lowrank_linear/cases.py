@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...testing import Layer
+from ...testing import Layer, Problem
 from ..convolution import Activation
-from . import lowrank_linear, unfused
+from . import OP, lowrank_linear, unfused
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class LowRankCase:
     bias: bool = False
     residual: bool = False
     activation: str | None = None
+
+    op: ClassVar[str] = OP
 
     def tensors(self, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
         """x, down, up and, where the case has them, bias and residual: normal, the factors scaled by their fan-in."""
@@ -94,3 +97,28 @@ CORRECTNESS = (
 
 ROWS = (1, 8, 64, 512)
 BENCH_CASES = tuple(_Case(f"n4096-r256-m{rows}", rows, 4096, 256, 4096, bias=True) for rows in ROWS)
+
+
+def _problems(work: str, rival: str, goal: float | None = None, mean_goal: float | None = None) -> tuple[Problem, ...]:
+    panel = f"{OP} {work}, against {rival}"
+    return tuple(
+        Problem(
+            case,
+            panel,
+            f"{case.in_} -> {case.rank} -> {case.out}",
+            case.rows,
+            work,
+            rival,
+            goal,
+            mean_goal,
+            case.dense_macs() / case.macs() if rival == "dense" else None,
+        )
+        for case in BENCH_CASES
+    )
+
+
+BENCH = (
+    *_problems("forward", "dense"),
+    *_problems("forward", "unfused", 1.0, 1.1),
+    *_problems("forward+backward", "unfused", 1.0),
+)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from ...testing import Layer
-from ..conv_case import ALEXNET1, ZF1, ConvCase, correctness, layer_case
+from ..chain import Conv, Select
+from ..conv_case import ALEXNET1, ZF1, ConvCase, Goal, bench, correctness, layer_case
 from . import OP, monochromatic_conv2d
 
 
 @dataclass(frozen=True)
 class MonochromaticCase(ConvCase):
-    """`ranks` is (C',). The outputs are dealt to the colours in turn, or `grouped` by colour; as evenly as they come."""
+    """`ranks` is (C',). The outputs are dealt to the colours in turn, or `grouped` by colour; evenly if they can."""
 
     grouped: bool = False
 
@@ -33,21 +30,13 @@ class MonochromaticCase(ConvCase):
         outputs, (colours,) = torch.arange(self.out), self.ranks
         return {"assignment": outputs * colours // self.out if self.grouped else outputs % colours}
 
-    def unfused(self, tensors):
+    def stages(self, tensors):
         """Where the outputs are in equal groups, two convolutions, the second grouped: torch's best."""
-        (colours,), bias = self.ranks, tensors.get("bias")
-        if not self.grouped or self.out % colours or self.residual or self.activation:
-            return super().unfused(tensors)
-
-        def chain(mix: Tensor, own: Tensor, x: Tensor) -> Tensor:
-            inside = F.conv2d(x, mix[:, :, None, None])
-            return F.conv2d(inside, own[:, None], bias, self.stride, self.padding, self.dilation, colours)
-
-        found = {}
-        for name, kind in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last)):
-            own = tensors["colours"].detach().clone(), tensors["filters"].detach().clone()
-            found[name] = Layer(partial(chain, *own), own if bias is None else (*own, bias), kind)
-        return found
+        found, (colours,) = super().stages(tensors), self.ranks
+        if not self.grouped or self.out % colours:
+            return found
+        grouped = [s._replace(groups=min(s.groups, colours)) if isinstance(s, Conv) else s for s in found]
+        return [s for s in grouped if not isinstance(s, Select)]
 
     def macs(self):
         (colours,), (kh, kw), (h, w) = self.ranks, self.kernel, self.size
@@ -69,3 +58,4 @@ BENCH_CASES = tuple(
     for shape in (ALEXNET1, ZF1)
     for colours in (6, 12)
 )
+BENCH = bench(BENCH_CASES, captured=Goal(0.75), unfused=Goal(2.0))

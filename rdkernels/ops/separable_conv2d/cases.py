@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..conv_case import ALEXNET1, LAYERS, ConvCase, correctness, layer_case
+from ..conv_case import ALEXNET1, LAYERS, ConvCase, Goal, bench, correctness, layer_case
 from . import OP, separable_conv2d
 
 
@@ -36,3 +36,4 @@ BENCH_CASES = tuple(
     for n in (1, 8)
     for shape, rank in ((ALEXNET1, 16), *zip(LAYERS, RANKS, strict=True))
 )
+BENCH = bench(BENCH_CASES, captured=Goal(0.92, 0.85), unfused=Goal(1.2, 1.0))

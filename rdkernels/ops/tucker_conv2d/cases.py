@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..conv_case import LAYERS, ConvCase, correctness, layer_case
+from ..conv_case import LAYERS, ConvCase, Goal, bench, correctness, layer_case
 from . import OP, tucker_conv2d
 
 
@@ -35,3 +35,4 @@ RANKS = (80, 96, 208, 32, 48, 96, 208)
 BENCH_CASES = tuple(
     layer_case(TuckerCase, shape, (rank, rank), n) for n in (1, 8) for shape, rank in zip(LAYERS, RANKS, strict=True)
 )
+BENCH = bench(BENCH_CASES, captured=Goal(0.9, 0.75), unfused=Goal(1.2, 1.0))

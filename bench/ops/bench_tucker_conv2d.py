@@ -1,0 +1,11 @@
+"""`pytest bench`: the Tucker-2 convolution beside dense torch and the unfused chain; the ratio is an extra."""
+
+import pytest
+
+from rdkernels.ops.tucker_conv2d.cases import BENCH
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("problem", BENCH, ids=str)
+def test_tucker_conv2d(interleave, problem, threads):
+    interleave(problem, threads)
