@@ -19,7 +19,7 @@ from .registry import attach_native, backends, use
 native.load()
 attach_native(_convolution.KERNEL_DTYPES, native.runs_on)
 
-from . import compress, nn  # noqa: E402
+from . import compress, nn, planner  # noqa: E402
 
 __version__ = importlib.metadata.version("rdkernels")
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "lowrank_linear",
     "monochromatic_conv2d",
     "nn",
+    "planner",
     "separable_conv2d",
     "tucker_conv2d",
     "use",

@@ -203,6 +203,11 @@ def use(name: str | None) -> Iterator[None]:
         _forced = before
 
 
+def forced() -> str | None:
+    """The backend that `use` or `RDKERNELS_BACKEND` forces."""
+    return _forced
+
+
 @contextlib.contextmanager
 def trace() -> Iterator[list[tuple[str, str]]]:
     """Record `(pass, backend)` of every call inside the block: how a test proves which backend ran."""

@@ -19,7 +19,8 @@ MAY = {
     "testing": set(),
     "ops": {"registry", "hashing", "testing"},
     "compress": {"ops", "hashing"},
-    "nn": {"ops", "compress", "hashing"},
+    "planner": {"ops", "registry"},
+    "nn": {"ops", "compress", "hashing", "planner"},
     "analysis": {"ops", "nn", "compress", "hashing"},
     "distill": set(),
 }

@@ -13,15 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-
-def cpu_model() -> str:
-    """The processor's name as the kernel gives it, else the platform's."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+from ..planner.device import cpu_model
 
 
 def commit() -> str | None:

@@ -85,11 +85,6 @@ def apply_activation(y: Tensor, activation: int) -> Tensor:
     return y if activation == Activation.none else (F.relu, F.gelu, F.silu)[activation - 1](y)
 
 
-def stages_of(op: str, factors: Sequence[Tensor], where: Geometry) -> list[Stage]:
-    """The chain of operation `op`."""
-    return _CHAINS[op].stages(factors, where)
-
-
 def run_stages(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
     """The inputs of every stage and, last, the output."""
     maps = [x]
