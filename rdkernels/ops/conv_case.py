@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..testing import Layer, Problem
-from .chain import _CHAINS, Conv, Stage, apply_activation, run_stages
+from .chain import Conv, Stage, Stages, apply_activation, run_stages
 from .convolution import Activation, Geometry, IntOrPair, geometry
 
 C = TypeVar("C", bound="ConvCase")
@@ -42,6 +42,7 @@ class ConvCase:
 
     op: ClassVar[str]
     function: ClassVar[Callable[..., Tensor]]
+    chain: ClassVar[Stages]  # the room's
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The factors by name, in the order of the operation's arguments."""
@@ -128,7 +129,7 @@ class ConvCase:
     def stages(self, tensors: dict[str, Tensor]) -> list[Stage]:
         """The chain that a torch user would write."""
         given = [*(tensors[name] for name in self.shapes()), *self.indices().values()]
-        return _CHAINS[self.op].stages(given, self.geometry)
+        return type(self).chain(given, self.geometry)
 
     def unfused(self, tensors: dict[str, Tensor]) -> dict[str, Layer]:
         """The chain of torch convolutions with weights of their own, laid out for each memory format."""

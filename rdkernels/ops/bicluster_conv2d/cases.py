@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..conv_case import LAYERS, ConvCase, bench, correctness, layer_case
-from . import OP, bicluster_conv2d
+from . import OP, bicluster_conv2d, stages
 
 
 def _shuffled(n: int) -> torch.Tensor:
@@ -21,6 +21,7 @@ class BiclusterCase(ConvCase):
 
     op = OP
     function = staticmethod(bicluster_conv2d)
+    chain = staticmethod(stages)
 
     def shapes(self):
         (g, h, k1, k2), kernel = self.ranks, self.kernel

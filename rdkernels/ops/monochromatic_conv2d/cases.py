@@ -8,7 +8,7 @@ import torch
 
 from ..chain import Conv, Select
 from ..conv_case import ALEXNET1, ZF1, ConvCase, Goal, bench, correctness, layer_case
-from . import OP, monochromatic_conv2d
+from . import OP, monochromatic_conv2d, stages
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class MonochromaticCase(ConvCase):
 
     op = OP
     function = staticmethod(monochromatic_conv2d)
+    chain = staticmethod(stages)
 
     def shapes(self):
         return {"colours": (self.ranks[0], self.c), "filters": (self.out, *self.kernel)}

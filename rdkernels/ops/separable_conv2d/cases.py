@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..conv_case import ALEXNET1, LAYERS, ConvCase, Goal, bench, correctness, layer_case
-from . import OP, separable_conv2d
+from . import OP, separable_conv2d, stages
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class SeparableCase(ConvCase):
 
     op = OP
     function = staticmethod(separable_conv2d)
+    chain = staticmethod(stages)
 
     def shapes(self):
         (r,), (kh, kw) = self.ranks, self.kernel

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..conv_case import LAYERS, ConvCase, Goal, bench, correctness, layer_case
-from . import OP, tucker_conv2d
+from . import OP, stages, tucker_conv2d
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class TuckerCase(ConvCase):
 
     op = OP
     function = staticmethod(tucker_conv2d)
+    chain = staticmethod(stages)
 
     def shapes(self):
         r1, r2 = self.ranks
