@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..testing import Layer, Problem
-from .chain import Conv, Stage, Stages, apply_activation, run_stages
+from .chain import Conv, Stage, apply_activation, run_stages
 from .convolution import Activation, Geometry, IntOrPair, geometry
 
 C = TypeVar("C", bound="ConvCase")
@@ -42,7 +42,7 @@ class ConvCase:
 
     op: ClassVar[str]
     function: ClassVar[Callable[..., Tensor]]
-    chain: ClassVar[Stages]  # the room's
+    chain: ClassVar[Callable[..., list[Stage]]]  # the room's
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The factors by name, in the order of the operation's arguments."""
