@@ -29,7 +29,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUDGET = ROOT / "tests" / "budget_cuda.json"
 BUILD = ROOT / "tests" / "native" / "build" / "cuda"
 FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v,-warn-spills", "-DTORCH_TARGET_VERSION=0x020D000000000000"]
-TWINS = ROOT / "tests" / "native" / "dense.cu"  # the same kernels with stored weights
+TWINS = [ROOT / "tests" / "native" / name for name in ("dense.cu", "dense_conv.cu")]  # the same with stored weights
 TYPES = {"__nv_bfloat16": "bf16", "__half": "fp16", "float": "fp32"}
 
 # Dynamic shared memory of a launch, as C++ of the arguments of the kernel's template.
@@ -41,7 +41,20 @@ DYNAMIC = {
     "bank_owner": "OwnerBlock<{0}, {1}>::kBytes",
     "few_rows": "kFewRows<{0}> * (kForwardCols + 4) * 4",
     "few_rows_grad": "kFewRows<{0}> * (kInputGradCols + 4) * 4",
+    "chain": "layer<{0}, {1}>()",
+    "dense_conv": "2 * ({0}::A::kSize + {0}::Wide::kSize) * sizeof({0}::T)",
 }
+INCLUDES = ("hashed_linear/launch.cuh", "cp_conv2d/depthwise.cuh", "tucker_conv2d/core.cuh")
+# A chain's depends on the problem: 3 x 3 taps, 128 ranks, a tile of 8 x 8.
+LAYER = """template <class C, class Room>
+constexpr unsigned layer() {
+  ChainArgs<typename C::T> args{};
+  args.y = args.x = axis(8, 56, 56, 3, 1, 1, 1);
+  args.ranks = args.first.rows.rows = 128;
+  args.rows = Room::rows(args);
+  return C::kWork + args.rows * 128 * sizeof(typename C::T) + Room::bytes(args);
+}
+"""
 
 
 def compiler() -> str | None:
@@ -65,7 +78,7 @@ def nvcc() -> str | None:
 
 
 def sources() -> list[pathlib.Path]:
-    return [*sorted(ROOT.glob("csrc/*/cuda*.cu")), TWINS]
+    return [*sorted(ROOT.glob("csrc/*/cuda*.cu")), *TWINS]
 
 
 def shipped_flags() -> list[str]:
@@ -149,12 +162,15 @@ def dynamic(names: list[str], build: pathlib.Path = BUILD) -> dict[str, int]:
             wanted[name] = DYNAMIC[template].format(*arguments(name))
     program = build / "shared.cu"
     program.write_text(
-        '#include "hashed_linear/launch.cuh"\n\nnamespace rdk::gpu {\n'
-        f"__device__ const unsigned bytes[] = {{{', '.join(wanted.values())}}};\n"
+        "".join(f'#include "{name}"\n' for name in INCLUDES)
+        + "\nnamespace rdk::gpu {\n"
+        + LAYER
+        + f"__device__ const unsigned bytes[] = {{{', '.join(wanted.values())}}};\n"
         "__global__ void keep(unsigned* to) { *to = bytes[*to]; }\n}  // namespace rdk::gpu\n"
     )
     made = program.with_suffix(".ptx")
-    command = [compiler(), "-std=c++20", "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-ptx", "-o", str(made), str(program)]
+    flags = [flag for flag in shipped_flags() if flag.startswith(("-std", "--expt"))]
+    command = [compiler(), *flags, "-arch=sm_80", f"-I{ROOT / 'csrc'}", "-ptx", "-o", str(made), str(program)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])

@@ -17,8 +17,7 @@ std::vector<Tensor> linear(const Tensor& x, const Tensor& down, const Tensor& up
   const Tensor d = checked_factor(op, "down", down, x, {-1, x.size(1)});
   const Tensor u = checked_factor(op, "up", up, x, {-1, d.size(0)});
   const int64_t rows = x.size(0), out = u.size(0);
-  const std::optional<Tensor> added =
-      bias ? std::optional(checked_factor(op, "bias", *bias, x, {out})) : std::nullopt;
+  const std::optional<Tensor> added = bias ? std::optional(checked_factor(op, "bias", *bias, x, {out})) : std::nullopt;
   if (residual) check_argument(op, "residual", *residual, x, {rows, out});
   Tensor y = torch::stable::new_empty(x, {rows, out});
   if (y.numel() == 0) return {y};

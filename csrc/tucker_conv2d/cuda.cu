@@ -1,6 +1,6 @@
 // Tucker-2 convolution on CUDA: the registration.
 #include "common/chain_call.cuh"
-#include "tucker_conv2d/fused.cuh"
+#include "tucker_conv2d/core.cuh"
 
 namespace rdk::gpu {
 namespace {

@@ -1,8 +1,8 @@
 // The CUDA kernels of the low-rank chains on the host, on numpy arrays: what the contract suites are run against.
-#include "cp_conv2d/fused.cuh"
+#include "cp_conv2d/depthwise.cuh"
 #include "cuda_host.h"
 #include "simt/python.h"
-#include "tucker_conv2d/fused.cuh"
+#include "tucker_conv2d/core.cuh"
 
 namespace py = pybind11;
 
@@ -41,8 +41,8 @@ const T* values(const py::array& a, const char* name) {
 
 // Into y: the chain of `op`, "lines", "cp" or "tucker", with its factors in their order. Returns what was chosen.
 py::tuple run(const std::string& op, const py::array& y, const py::array& x, const std::vector<py::array>& factors,
-         const py::object& bias, const py::object& residual, const std::vector<int>& geometry, int activation,
-         bool tf32, size_t shared_limit) {
+              const py::object& bias, const py::object& residual, const std::vector<int>& geometry, int activation,
+              bool tf32, size_t shared_limit) {
   const Chosen chosen = dispatch(x, [&]<class T>(T) {
     HostMemory memory;
     const Device device{shared_limit, nullptr};

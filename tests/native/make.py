@@ -8,6 +8,7 @@
     controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program
     simt_<build>           and as a pybind11 module
     cuda_<build>           the hashed linear CUDA kernels, both ways (cuda_main.cpp, cuda_module.cpp)
+    lowrank_cuda_<build>   the low-rank chains' likewise (lowrank_cuda_main.cpp, lowrank_cuda_module.cpp)
     mutant_<n>_<build>     the program with a fault in the kernels (mutants.py)
 
 A variant is an instruction set of the shipped build with its flags, or `wide`: the sixteen-lane source that AVX-512
@@ -68,7 +69,11 @@ SIMT_BUILDS = {
 }
 SIMT_RUNTIME = ["fiber.cpp", "runtime.cpp", "memory.cpp", "collectives.cpp"]
 SIMT_TRACE = ["trace.cpp", "shadow.cpp", "hooks.cpp"]
-SIMT_PROGRAMS = {"controls": "simt/controls_main.cpp", "cuda": "cuda_main.cpp"}  # name -> source, built in every way
+SIMT_PROGRAMS = {  # name -> source, built in every way
+    "controls": "simt/controls_main.cpp",
+    "cuda": "cuda_main.cpp",
+    "lowrank_cuda": "lowrank_cuda_main.cpp",
+}
 # likewise, but for the sanitizers, which are for programs
 SIMT_MODULES = {
     "simt": "simt/controls_module.cpp",
@@ -150,7 +155,7 @@ def simt_targets(how: str, flags: list[str]) -> dict[str, Edge]:
     for n, mutant in enumerate(mutants.MUTANTS):
         if how in mutants.builds(mutant):
             first = [f"-Imutants/{n}", "-DRDK_ONLY_BF16", *(flag for flag in flags if flag != "-O2")]
-            made[f"mutant_{n}_{how}.o"] = "c++", ["../cuda_main.cpp"], [*first, "-O1", "-c"]
+            made[f"mutant_{n}_{how}.o"] = "c++", [f"../{SIMT_PROGRAMS[mutant.program]}"], [*first, "-O1", "-c"]
             made[f"mutant_{n}_{how}"] = "c++", [f"mutant_{n}_{how}.o", *runtime], [*plain, "-pie"]
     return made
 

@@ -21,11 +21,13 @@ class Mutant:
     old: str
     new: str
     caught_by: tuple[str, ...]
+    program: str = "cuda"  # the program that it is put into
 
 
 MANY, FEW, BANK = (f"csrc/hashed_linear/{name}.cuh" for name in ("many_rows", "few_rows", "bank_grad"))
 BLOCK, WEIGHTS = "csrc/common/block_product.cuh", "csrc/hashed_linear/weights.cuh"
 MEMBERS = "csrc/hashed_linear/members.cuh"
+CHAIN, DEPTHWISE = "csrc/common/chain.cuh", "csrc/cp_conv2d/depthwise.cuh"
 
 MUTANTS = (
     Mutant(
@@ -91,6 +93,47 @@ MUTANTS = (
     ),
     Mutant(
         "signs of the wrong lanes", WEIGHTS, "(aux << (15 - n)) & 0x80008000u", "(aux << n) & 0x80008000u", ("values",)
+    ),
+    Mutant(
+        "a stage overwritten while it is read",
+        CHAIN,
+        "  cp_async_wait<0>();\n  __syncthreads();\n}\n",
+        "  cp_async_wait<0>();\n}\n",
+        ("trace",),
+        "lowrank_cuda",
+    ),
+    Mutant(
+        "no barrier between the depthwise lines",
+        DEPTHWISE,
+        "      down();\n      __syncthreads();\n",
+        "      down();\n",
+        ("trace",),
+        "lowrank_cuda",
+    ),
+    Mutant(
+        "no zeros outside the map",
+        CHAIN,
+        "const bool inside = r < rows && unsigned(x) < unsigned(args.x.in);",
+        "const bool inside = r < rows;",
+        ("values", "asan"),
+        "lowrank_cuda",
+    ),
+    Mutant("taps without dilation", CHAIN, "tap * args.y.dilation * args.y.step", "tap", ("values",), "lowrank_cuda"),
+    Mutant(
+        "ranks of the segment before",
+        CHAIN,
+        "if (col0 == first || args.segment < args.ranks) room.fill",
+        "if (col0 == first) room.fill",
+        ("values",),
+        "lowrank_cuda",
+    ),
+    Mutant(
+        "stored past the map",
+        CHAIN,
+        "if (r >= pixels || row >= args.y.out || pixel >= args.x.out || left <= 0) continue;",
+        "if (r >= pixels || left <= 0) continue;",
+        ("asan",),
+        "lowrank_cuda",
     ),
 )
 

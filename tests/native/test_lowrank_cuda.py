@@ -1,8 +1,15 @@
-"""The CUDA kernels of the low-rank chains on the host: the contract, three orders of threads, sanitizers, traces."""
+"""The CUDA kernels of the low-rank chains on the host: the contract, three orders of threads, sanitizers, traces.
+
+PYTHONPATH=tests python -m native.test_lowrank_cuda --write    rewrite lowrank_trace_budget.json: a rise is to defend
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +18,8 @@ from conv_suite import LowRankConv, drawn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native import make
-from native.test_cuda import SCHEDULES, array, serves, whole
+from native.test_cuda import DTYPES, SCHEDULES, array, conflicts, serves, whole
+from native.test_cuda import over as above
 from torch import Tensor
 
 import rdkernels as rd
@@ -23,6 +31,7 @@ from rdkernels.ops.separable_conv2d import cases as separable
 from rdkernels.ops.tucker_conv2d import cases as tucker
 from rdkernels.testing import Case, assert_accurate
 
+BUDGET = pathlib.Path(__file__).with_name("lowrank_trace_budget.json")
 SMALL = 101376  # bytes of shared memory that a kernel may opt in to on GPUs of compute capability 8.6
 KINDS = ("fp32", "bf16", "fp16")
 
@@ -200,3 +209,45 @@ CASES = {"separable_conv2d": separable.SeparableCase, "cp_conv2d": cp.CPCase, "t
 def test_any_problem(op: str, kind: str, data: st.DataObject) -> None:
     case = data.draw(drawn(CASES[op], st.tuples(*[st.integers(1, 100)] * len(RANKS[op]))))
     forward(Lane("native", "cpu", kind), op, case)
+
+
+# -- on exactly-sized buffers, in every build --------------------------------------------------------------------------
+
+RUNS = [("values", kind, *schedule) for kind in DTYPES for schedule in SCHEDULES.values()]
+RUNS += [(how, kind, *SCHEDULES["random"]) for how, kind in (("asan", "bf16"), ("asan", "fp32"), ("trace", "bf16"))]
+
+
+@pytest.mark.parametrize("how,kind,order,early", RUNS)
+def test_program(how: str, kind: str, order: int, early: int, drive) -> None:
+    """Right, in bounds, defined; in the trace no race within or between blocks and no read of what nobody wrote."""
+    done = drive(f"lowrank_cuda_{how}", kind, str(order), str(early))
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and not done.stderr, done.stdout[-3000:] + done.stderr[-3000:]
+    assert len(lines) == 8 and all(line.endswith(" ok") for line in lines), done.stdout
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp32"])
+def test_trace_budget(kind: str, drive) -> None:
+    """Sectors per request and bank conflicts of every source line, on problems of whole tiles and blocks."""
+    budget = json.loads(BUDGET.read_text())
+    found = conflicts("lowrank_cuda_trace", drive, kind)
+    assert not (risen := above(found, budget)), "\n".join(risen)
+    gone = [key for key in budget if key.startswith(kind) and key not in found]
+    assert not gone, "no longer there; rewrite the budget: " + "\n".join(gone)
+
+
+if __name__ == "__main__":
+
+    def drive_here(program: str, *arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([str(make.BUILD / program), *arguments], capture_output=True, text=True)
+
+    make.build("lowrank_cuda_trace")
+    measured = {
+        key: value
+        for kind in ("bf16", "fp32")
+        for key, value in conflicts("lowrank_cuda_trace", drive_here, kind).items()
+    }
+    if "--write" in sys.argv:
+        BUDGET.write_text(json.dumps(dict(sorted(measured.items())), indent=0) + "\n")
+    else:
+        print(json.dumps(measured, indent=1))

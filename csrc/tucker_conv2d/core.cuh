@@ -11,8 +11,8 @@ class Core {
  public:
   using T = typename C::T;
 
-  static int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.tile; }
-  static int64_t bytes(const ChainArgs<T>& args) {
+  static constexpr int rows(const ChainArgs<T>& args) { return args.y.tile * args.x.tile; }
+  static constexpr int64_t bytes(const ChainArgs<T>& args) {
     const int64_t blocks = (args.first.rows.rows + kRankBlock - 1) / kRankBlock;
     return int64_t(args.y.slots) * args.x.slots * blocks * kRankBlock * sizeof(T);
   }
@@ -30,7 +30,6 @@ class Core {
           args, ring, image, tile, halo_.rows, rank, 1, [&](int r) { return Spot{r / across, r % across}; },
           [&](int r, int c, auto... v) { halo_.put(r, rank + c, v...); });
     }
-    __syncthreads();
   }
 
   RDK_DEVICE int shift(int m, int) const { return m; }
@@ -45,8 +44,7 @@ class Core {
                                       const int row = m / x.tile * y.stride + tap / x.taps * y.dilation;
                                       return row * x.slots + m % x.tile * x.stride + tap % x.taps * x.dilation;
                                     });
-      pour<C>(product, 0, map.rows, ranks - block,
-              [&](int r, int c, auto... v) { map.put(r, block + c, v...); });
+      pour<C>(product, 0, map.rows, ranks - block, [&](int r, int c, auto... v) { map.put(r, block + c, v...); });
     }
   }
 
