@@ -22,7 +22,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_100")
 CASES = ["fwd-tile", "fwd-chunk", "bwd_x-tile", "bwd_x-chunk", "bank_owner-tile", "bank_panel-tile", "bank_panel-chunk"]
-CASES += ["bank_gather-chunk", "combine-any"]
+CASES += ["bank_gather-chunk", "combine-any", "lowrank-fused", "lowrank-inner", "lowrank-outer"]
 WARPS, STAGES = 4, 2
 LONG, SHORT, SLOTS = 112, 64, 2  # a summed axis has three whole steps and a ragged one, so that buffers are used again
 
@@ -32,6 +32,8 @@ def problem(name: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list
     from rdkernels.ops.hashed_linear import triton_kernels as k
 
     what, granule = name.split("-")
+    if what == "lowrank":
+        return lowrank(granule)
     go, gi = {"tile": (32, 32), "chunk": (1, 16), "any": (1, 1)}[granule]
     blocks = {"GO": go, "GI": gi, "BM": 16, "BN": 32, "BK": 32, "WIDEN": False}
     scalars = {"slots": SLOTS, "seed": 7, "scale": 1.0}
@@ -63,6 +65,26 @@ def problem(name: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list
         return k.bank_gather, types, {"SIZE": 16, "BS": 4, "BJ": 4, "BE": 16}, {"slots": 8}, [2, 1, 1]
     types = "part:*fp32 bias:*bf16 out:*bf16 total:i32 N:I32 parts:i32 scale:fp32"
     return k.combine, types, {"BIAS": True, "BLOCK": 256}, {"total": 500, "N": 64, "parts": 3, "scale": 1.0}, [2, 1, 1]
+
+
+def lowrank(what: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list[int]]:
+    """The same of a kernel of the low-rank linear layer; its blocks leave no two warps with copies of a value."""
+    from rdkernels.ops.lowrank_linear import triton_kernels as k
+
+    blocks = {"BM": 16, "BR": 64, "WIDEN": False}
+    end = {"BN": 64, "BIAS": True, "RESIDUAL": False, "ACT": 1, "res_n": 1}
+    scalars = {"M": 20, "R": 40 if what == "fused" else 80, "K": 72, "N": 80, "x_m": 72, "res_m": 80}
+    scalars |= {"span": 48, "parts": 2}
+    if what == "fused":
+        types = (
+            "x:*bf16 down:*bf16 up:*bf16 bias:*bf16 residual:*bf16 y:*bf16 M:i32 R:i32 K:i32 N:i32 x_m:i32 res_m:i32"
+        )
+        return k.fused, types, {**blocks, **end, "BK": 16, "x_k": 1}, scalars, [2, 1, 1]
+    if what == "inner":
+        types = "x:*bf16 down:*bf16 part:*fp32 M:i32 R:i32 K:i32 span:i32 x_m:i32"
+        return k.inner, types, {**blocks, "BK": 16, "x_k": 1}, scalars, [4, 2, 1]
+    types = "part:*fp32 up:*bf16 bias:*bf16 residual:*bf16 y:*bf16 M:i32 R:i32 N:i32 parts:i32 res_m:i32"
+    return k.outer, types, {**blocks, **end}, scalars, [4, 1, 1]
 
 
 def plain(ptx: str, entry: str, names: list[str]) -> str:

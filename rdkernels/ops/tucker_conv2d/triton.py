@@ -48,7 +48,9 @@ def config(p: Problem) -> Config | None:
         return ranks * (t.ih * t.iw * channels + pixels * taps * bq) + pixels * bq * outputs
 
     def held(t: Tile, outputs: int, br: int) -> int:
-        return max((t.grid_h * t.grid_w + br) * max(bq, min(outputs, STEP[p.itemsize])), t.ih * t.iw * br)
+        pixels = t.grid_h * t.grid_w
+        factor = br if pixels > 16 else 0  # sixteen pixels are the fewest: they must do
+        return max((pixels + factor) * max(bq, min(outputs, STEP[p.itemsize])), t.ih * t.iw * br)
 
     return choose(p, tiles(p, True), 1 << 14, work, held) if bq <= 256 else None
 
