@@ -98,7 +98,7 @@ class InputCovariance:
 def calibrate(
     model: nn.Module, modules: Iterable[str | nn.Module] | None = None, *, ridge: float = 1e-6
 ) -> Iterator[dict[str, InputCovariance]]:
-    """While the context is open, count the inputs of some of the model's layers: name -> `InputCovariance`.
+    """While the context is open, count the inputs of some of the model's layers: name -> `InputCovariance`::
 
         with rd.compress.calibrate(model, ["features.3"]) as found:
             model(batch)
