@@ -127,6 +127,19 @@ def test_every_variant_of_the_unfused_chain_is_the_same_function_as_ours(case):
         assert sum(w.numel() for w in layer.weights) == sum(w.numel() for w in case.layer(tensors).weights)
 
 
+@pytest.mark.parametrize("op", LOWRANK_CONVOLUTIONS)
+def test_a_layer_of_the_bench_packs_its_factors_once(op, monkeypatch):
+    """Indices that were new in each call would be packed in each call."""
+    case = next(c for c in cases_of(op).CORRECTNESS if c.name == "plain")
+    tensors = case.tensors(torch.float32)
+    given: list[tuple[torch.Tensor, ...]] = []
+    monkeypatch.setattr(type(case), "function", staticmethod(lambda x, *rest, **_: given.append(rest)))
+    layer = case.layer(tensors)
+    layer(tensors["x"]), layer(tensors["x"])
+    assert len(given) == 2 and len(given[0]) == len(case.shapes()) + len(case.indices())
+    assert all(first is second for first, second in zip(*given, strict=True))
+
+
 def test_where_outputs_are_grouped_by_colour_the_chain_is_two_convolutions():
     case = next(c for c in cases_of("monochromatic_conv2d").CORRECTNESS if c.name == "grouped")
     assert [type(stage).__name__ for stage in case.stages(case.tensors(torch.float32))] == ["Conv", "Conv"]
@@ -379,6 +392,14 @@ def test_precision_is_set_for_both_sides_and_put_back(kind, monkeypatch):
     assert seen == [kind == "tf32"] and after == (kind != "tf32")
     assert row["dtype"] == kind and row["panel"] == f"panel, {kind}"
     assert row["bytes"] == timing.moved(problem(), 0, gpu.KINDS[kind].itemsize)
+
+
+def test_the_fastest_variant_is_the_rival_on_a_gpu_too():
+    case = next(c for c in cases_of("cp_conv2d").CORRECTNESS if c.name == "plain")
+    made = Problem(case, "panel", "line", 2, reduction=4.0)
+    with registry.use("reference"):
+        row = gpu.measure(FakeGpu(step=1e-3, mark=1e-6), made, "fp32", 0.0)
+    assert row["variant"] in ("NCHW", "channels_last") and row["captured"] == row["ratio"] / 4
 
 
 def test_precision_refuses_another_name():

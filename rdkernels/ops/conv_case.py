@@ -112,7 +112,9 @@ class ConvCase:
 
     def layer(self, tensors: dict[str, Tensor]) -> Layer:
         weights = tuple(t for name, t in tensors.items() if name not in ("x", "residual"))
-        return Layer(lambda x: self.run({**tensors, "x": x}), weights)
+        (_, *given), named = self.arguments(tensors)
+        run = type(self).function
+        return Layer(lambda x: run(x, *given, **named), weights)
 
     def dense(self, tensors: dict[str, Tensor]) -> dict[str, Layer]:
         """`F.conv2d` with a weight of its own, per memory format."""

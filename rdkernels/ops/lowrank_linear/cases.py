@@ -48,8 +48,7 @@ class LowRankCase:
         return {name: t.to(device=device, dtype=dtype) for name, t in made.items()}
 
     def run(self, tensors: dict[str, Tensor]) -> Tensor:
-        added = {k: tensors[k] for k in ("bias", "residual") if k in tensors}
-        return lowrank_linear(tensors["x"], tensors["down"], tensors["up"], **added, activation=self.activation)
+        return self.layer(tensors)(tensors["x"])
 
     def macs(self) -> int:
         return self.rows * self.rank * (self.in_ + self.out)
@@ -65,7 +64,10 @@ class LowRankCase:
 
     def layer(self, tensors: dict[str, Tensor]) -> Layer:
         weights = tuple(t for name, t in tensors.items() if name not in ("x", "residual"))
-        return Layer(lambda x: self.run({**tensors, "x": x}), weights)
+        down, up, bias, residual = tensors["down"], tensors["up"], tensors.get("bias"), tensors.get("residual")
+        return Layer(
+            lambda x: lowrank_linear(x, down, up, bias, activation=self.activation, residual=residual), weights
+        )
 
     def dense(self, tensors: dict[str, Tensor]) -> Layer:
         """`F.linear` with a weight of its own."""
