@@ -119,7 +119,8 @@ def _planned(layer: Layer, x: Any, residual: Any) -> bool:
     if torch.is_grad_enabled() and (
         x.requires_grad
         or (residual is not None and residual.requires_grad)
-        or any(t is not None and t.requires_grad for t in (layer.bias, *layer._factors()))
+        or any(t is not None and t.requires_grad for t in layer._parameters.values())
+        or any(t.requires_grad for t in layer._factors())  # a parametrised one is no parameter of the layer's own
     ):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())

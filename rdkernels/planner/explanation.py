@@ -80,9 +80,9 @@ def explain(layer: Layer, x: Tensor, residual: Tensor | None = None) -> Explanat
         TypeError, ValueError: as the layer's forward.
     """
     layer._check_input(x)
-    if not candidates.regular(layer, x, residual):
-        layer._fused(x, residual)  # raises
-        raise ValueError(f"explain: x must be a tensor that the layer's forward takes, got {type(x).__name__}")
+    if not (isinstance(x, Tensor) and (x.is_cpu or x.is_cuda) and candidates.regular(layer, x, residual)):
+        layer._fused(x, residual)  # says what is wrong
+        raise ValueError(f"explain: x must be on the CPU or a CUDA GPU, got {x.device}")
     times, errors = planner._times(layer, x, residual, again=False) if x.numel() else ({}, {})
     taken, why = _reason(times, x)
     dtype, threads = candidates.computing_dtype(x), torch.get_num_threads()
