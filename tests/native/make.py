@@ -5,6 +5,7 @@
     probe_<variant>        the pybind11 module: the map, the vector functions and every kernel, on numpy arrays
     check_<variant>        the driver (check.cpp) under the address and undefined-behaviour sanitizers
     check_neon             the driver for aarch64, for an emulator
+    lowrank_check_<...>    the same for the low-rank kernels (lowrank_check.cpp)
     controls_<build>       the host-run CUDA controls (simt/controls.cu) as a program
     simt_<build>           and as a pybind11 module
     cuda_<build>           the hashed linear CUDA kernels, both ways (cuda_main.cpp, cuda_module.cpp)
@@ -57,6 +58,7 @@ VARIANTS = {**ISAS, "wide": [*ISAS.get("avx2", []), "-DRDK_LANES=16", "-O1"]}
 SANITIZED = [name for name in VARIANTS if name != "avx512"]
 MODULES = {name: f"probe_{name}" for name in VARIANTS}
 DRIVERS = {name: f"check_{name}" for name in SANITIZED}
+LOWRANK_DRIVERS = {name: f"lowrank_check_{name}" for name in SANITIZED}
 SANITIZE = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # Half the compile time: checks by call, and none twice (the address sanitizer sees null and the object's end too).
 SANITIZE += ["--param", "asan-instrumentation-with-call-threshold=0", "-fno-sanitize=null,object-size"]
@@ -121,8 +123,10 @@ def targets() -> dict[str, Edge]:
         made[MODULES[name] + SUFFIX] = "c++", ["../module.cpp"], [*flags, *extra]
     for name in SANITIZED:
         made[DRIVERS[name]] = "c++", ["../check.cpp"], [*flags, *VARIANTS[name], *SANITIZE]
+        made[LOWRANK_DRIVERS[name]] = "c++", ["../lowrank_check.cpp"], [*flags, *VARIANTS[name], *SANITIZE]
     if shutil.which(CROSS):
         made["check_neon"] = CROSS, ["../check.cpp"], [*flags, "-static"]
+        made["lowrank_check_neon"] = CROSS, ["../lowrank_check.cpp"], [*flags, "-static"]
     if cuda_home():
         for how in SIMT_BUILDS:
             made |= simt_targets(how, flags)
