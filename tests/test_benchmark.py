@@ -187,9 +187,10 @@ def test_summaries_are_geometric_means_with_the_worst():
         0.25,
         "b, 1",
     )
-    assert (one["count"], one["missed"], one["mean_goal"], one["worst_goal"]) == (2, 1, 0.9, 0.8)
+    assert (one["count"], one["judged"], one["missed"]) == (2, 2, 1)
+    assert (one["mean_goal"], one["worst_goal"]) == (0.9, 0.8)
     assert (two["threads"], two["count"], two["missed"]) == (2, 1, 0)
-    assert (ratios["figure"], ratios["mean"], ratios["missed"]) == ("ratio", pytest.approx(4.0), 0)
+    assert (ratios["figure"], ratios["mean"], ratios["judged"]) == ("ratio", pytest.approx(4.0), 0)
 
 
 def test_what_the_unfused_chain_captures():

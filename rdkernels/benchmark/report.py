@@ -95,7 +95,7 @@ SUMMARY_COLUMNS: Columns = {
     "worst": lambda s: f"{s['worst']:.2f}",
     "worst goal": lambda s: "" if s["worst_goal"] is None else f"{s['worst_goal']:g}",
     "whose": lambda s: s["worst_name"],
-    "below goal": lambda s: f"{s['missed']} of {s['count']}",
+    "below goal": lambda s: f"{s['missed']} of {s['judged']}" if s["judged"] else "",
 }
 
 

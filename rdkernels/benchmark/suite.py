@@ -99,7 +99,7 @@ def summaries(results: list[dict], setting: str) -> list[dict]:
     for key in dict.fromkeys((row["panel"], row[setting]) for row in results):
         rows = [row for row in results if (row["panel"], row[setting]) == key]
         worst = min(rows, key=figure)
-        missed = sum(row["goal"] is not None and figure(row) < row["goal"] for row in rows)
+        judged = [row for row in rows if row["goal"] is not None]
         found.append(
             {
                 **{name: worst[name] for name in ("op", "panel", "work", "against", setting, "mean_goal")},
@@ -109,7 +109,8 @@ def summaries(results: list[dict], setting: str) -> list[dict]:
                 "worst_name": f"{worst['line']}, {worst['at']}",
                 "worst_goal": worst["goal"],
                 "count": len(rows),
-                "missed": missed,
+                "judged": len(judged),
+                "missed": sum(figure(row) < row["goal"] for row in judged),
             }
         )
     return found
