@@ -59,6 +59,13 @@ def define(op: str, suffix: str, schema: str, fake: Callable[..., Any]) -> None:
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIB)
 
 
+def define_whole(name: str, schema: str, fake: Callable[..., Any], run: Callable[..., Any]) -> None:
+    """Declare `torch.ops.rdkernels.<name>` with one implementation in Python: opaque to tracers, not a pass."""
+    _LIB.define(name + schema)
+    _LIB.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_LIB)
+
+
 def define_native(schema: str) -> None:
     """Declare an operator that only the compiled libraries implement, such as a question about the last call."""
     _NATIVE_LIB.define(schema)
@@ -172,14 +179,14 @@ def run(name: str, *args: Any) -> Any:
 
     Tracers, dispatch modes, functorch and tensor subclasses get the operator; a plain eager call saves about 10 us.
     """
-    if torch.compiler.is_compiling() or not _plain(args):
-        return getattr(torch.ops.rdkernels, name)(*args)
-    return _run(name, args)
+    return _run(name, args) if plain(args) else getattr(torch.ops.rdkernels, name)(*args)
 
 
-def _plain(args: tuple) -> bool:
+def plain(args: tuple) -> bool:
+    """Whether nothing but this library would see a call with these arguments."""
     return (
-        torch._C._len_torch_dispatch_stack() == 0
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and _PLAIN.issuperset(map(type, args))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import rdkernels as rd
 from rdkernels import registry
@@ -273,7 +274,7 @@ class Contract:
                 evaluate(case.run, on(lane, tensors), grad.to(lane.device))
             for func, args in seen.calls:
                 for spell in (torch.clone, _transposed):
-                    torch.library.opcheck(func, tuple(spell(a.detach()) if isinstance(a, Tensor) else a for a in args))
+                    torch.library.opcheck(func, tree_map_only(Tensor, lambda t, spell=spell: spell(t.detach()), args))
 
     @over("smoke", kinds=("fp32",))
     @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from contract import Contract, Lane, evaluate, inputs, on, over, running
+from contract import LAYOUTS, Contract, Lane, evaluate, inputs, on, over, running
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,11 +38,24 @@ class LowRankConv(Contract):
     smoke = ("plain", "strided-dilated", "seven")
     own_backward = False
 
+    @over("smoke", kinds=("fp32", "bf16"))
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_layouts(self, lane: Lane, case: ConvCase, layout: str) -> None:
+        super().test_layouts(lane, case, layout)
+
+    @over("smoke", kinds=("fp32", "bf16"))
+    def test_double_backward(self, lane: Lane, case: ConvCase) -> None:
+        super().test_double_backward(lane, case)
+
+    @over("smoke", kinds=("fp64",), backends=("reference",))
+    def test_gradcheck(self, lane: Lane, case: ConvCase) -> None:
+        super().test_gradcheck(lane, case)
+
     @over(kinds=("fp64",), backends=("reference",))
     def test_is_the_dense_convolution(self, lane: Lane, case: ConvCase) -> None:
         """The reference, against torch's convolution with the weight that the factors make."""
         tensors = case.tensors(lane.dtype)
-        given, named = case.arguments(tensors)
+        given, _ = case.arguments(tensors)
         weight = WEIGHTS[self.op](*given[1:])
         exact = F.conv2d(tensors["x"], weight, tensors.get("bias"), case.stride, case.padding, case.dilation)
         exact = exact + tensors["residual"] if case.residual else exact
@@ -50,9 +63,9 @@ class LowRankConv(Contract):
         with rd.use("reference"):
             torch.testing.assert_close(case.run(tensors), act(exact))
 
-    @over(kinds=("fp32", "bf16", "fp16"))
+    @over("smoke", kinds=("fp32", "bf16", "fp16"), backends=("native", "triton"))
     @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
-    def test_without_gradients(self, lane: Lane, case: ConvCase, activation: str | None) -> None:
+    def test_activations(self, lane: Lane, case: ConvCase, activation: str | None) -> None:
         """The fused epilogue (with gradients torch applies the activation), to the accuracy rule."""
         case = dataclasses.replace(case, activation=activation)
         tensors, _ = inputs(case, lane.dtype)
@@ -61,6 +74,10 @@ class LowRankConv(Contract):
         with running(lane, self.op):
             got = case.run(on(lane, tensors))
         assert_accurate(got, exact, peer, f"{lane} {case.name} {activation}")
+
+    @over(kinds=("fp32", "bf16", "fp16"), backends=("native", "triton"))
+    def test_without_gradients(self, lane: Lane, case: ConvCase) -> None:
+        self.test_activations(lane, case, case.activation)
 
     @over("smoke", kinds=("fp32", "bf16"))
     @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
@@ -141,7 +158,8 @@ def holds(lane: Lane, case: ConvCase) -> None:
     assert_accurate(y, exact["y"], peer, f"{lane} {case}")
     eps = torch.finfo(lane.dtype).eps
     for name, t in got.items():
-        torch.testing.assert_close(t.double().cpu(), exact[name], rtol=0, atol=200 * eps * float(exact[name].abs().max()))
+        most = float(exact[name].abs().max())
+        torch.testing.assert_close(t.double().cpu(), exact[name], rtol=0, atol=200 * eps * most)
 
 
 def bad_calls(tensors: dict[str, Tensor], factors: list[str]) -> list[tuple[dict, type[Exception], str]]:

@@ -7,6 +7,7 @@ gradients. The fused backends do the same chain in one pass.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..registry import backend, define, define_native, native_on_cpu, picks, run
+from ..registry import backend, define, define_native, define_whole, native_on_cpu, picks, plain, run
 from .convolution import Activation, Geometry, memory_format, new_output
-
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
@@ -70,6 +70,7 @@ class Pad(NamedTuple):
 Stage = Conv | Select | Pad
 Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
 
+
 class _Chained(NamedTuple):
     stages: Stages
     count: int  # of factors and indices
@@ -120,8 +121,8 @@ def define_chain(
     """Declare the forward pass of `op` and attach its reference.
 
     `out(x, factors, geometry)` gives the output's channels, height and width, `maps` those of the inputs of some stages
-    by the stage's number. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep` these maps,
-    which save the backward from computing them again; it is set for float32 on the CPU only.
+    by the stage's number. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep`
+    these maps, which save the backward from computing them again; it is set for float32 on the CPU only.
     """
     count = len(factors) + len(indices)
     _CHAINS[op] = _Chained(stages, count, out, maps)
@@ -131,7 +132,8 @@ def define_chain(
 
     def fake(x: Tensor, *args: Any) -> list[Tensor]:
         where = Geometry(*args[-10:-2])
-        return [new_output(x, *out(x, args[:count], where)), *(new_maps(op, x, args[:count], where) if args[-1] else ())]
+        kept = new_maps(op, x, args[:count], where) if args[-1] else ()
+        return [new_output(x, *out(x, args[:count], where)), *kept]
 
     def reference(x: Tensor, *args: Any) -> list[Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -260,19 +262,17 @@ class _Chain(torch.autograd.Function):
         x, *rest = ctx.saved_tensors
         factors, maps = rest[:count], rest[count:]
         by_x, by_bias, by_residual, *by_factor = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled():
-            maps = []  # they are constants of the graph: a second derivative must go through x and the factors
         dy = dy.contiguous(memory_format=memory_format(x))
         dbias = dy.sum((0, 2, 3), dtype=torch.promote_types(dy.dtype, torch.float32)) if by_bias else None
-        needs = (by_x, *by_factor)
-        if torch.is_autocast_enabled(dy.device.type):
-            with torch.autocast(dy.device.type, enabled=False):  # the casts are done
-                found = _gradients(op, dy, x, factors, maps, Geometry(*where), needs)
+        needs = [by_x, *by_factor]
+        if torch.is_grad_enabled():  # the maps are constants of the graph: a second derivative goes through x
+            dx, *dfactors = _wide_backward(op, dy, x, factors, [], Geometry(*where), needs)
         else:
-            found = _gradients(op, dy, x, factors, maps, Geometry(*where), needs)
-        dx, *dfactors = found
-        made = [dx, dbias, dy if by_residual else None, *dfactors]
-        return None, None, *(t if t is None or t.dtype == dy.dtype else t.to(dy.dtype) for t in made)
+            direct = plain((dy, x, *factors, *maps))
+            whole = _all_gradients if direct else torch.ops.rdkernels.lowrank_chain_bwd
+            made = whole(op, dy, x, factors, maps, list(where), needs)
+            dx, *dfactors = (t if needed else None for t, needed in zip(made, needs, strict=True))
+        return None, None, dx, dbias if dbias is None else dbias.to(dy.dtype), dy if by_residual else None, *dfactors
 
 
 Gradients = list[Tensor | None]
@@ -322,7 +322,7 @@ def reversed_geometry(where: Geometry, kh: int, kw: int) -> Geometry:
     return Geometry(1, 1, h - where.top, h - where.bottom, w - where.left, w - where.right, *where[6:])
 
 
-def _gradients(
+def _wide_backward(
     op: str,
     dy: Tensor,
     x: Tensor,
@@ -331,15 +331,49 @@ def _gradients(
     where: Geometry,
     needs: Sequence[bool],
 ) -> Gradients:
-    own = _BACKWARDS.get(op)
-    if own and maps and where[:2] == (1, 1) and x.numel() and picks(f"{op}_fwd", "native", x):
-        made = own(dy, x, factors, maps, where)
-        if made:
-            return [t if needed else None for t, needed in zip(made, needs, strict=True)]
-    if dy.device.type == "cpu" and dy.dtype in (torch.bfloat16, torch.float16):
-        dy, x, *factors = (t.float() if t.is_floating_point() else t for t in (dy, x, *factors))
-        maps = [t.float() for t in maps]
-    return _backward(op, dy, x, factors, maps, where, needs)
+    """`_backward` in x's dtype; 16-bit in float32 on the CPU, rounded once."""
+    kind = x.device.type
+    narrow = kind == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+    given = [t.float() if narrow and t.is_floating_point() else t for t in (dy, x, *factors)]
+    with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext():
+        found = _backward(op, given[0], given[1], given[2:], maps, where, needs)
+    return [t.to(x.dtype) if narrow and t is not None else t for t in found]
+
+
+def _all_gradients(
+    op: str,
+    dy: Tensor,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    maps: Sequence[Tensor],
+    where: Sequence[int],
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    """By x and every factor; an empty tensor for one that is not needed."""
+    own, geometry = _BACKWARDS.get(op), Geometry(*where)
+    made: Sequence[Tensor | None] | None = None
+    if own and maps and where[0] == where[1] == 1 and x.numel() and picks(f"{op}_fwd", "native", x):
+        made = own(dy, x, factors, maps, geometry)
+    if made is None:
+        made = _wide_backward(op, dy, x, factors, maps, geometry, needs)
+    dx, *dfactors = (t if needed else None for t, needed in zip(made, needs, strict=True))
+    formed = [None if dx is None else dx.contiguous(memory_format=memory_format(x))]
+    formed += [None if t is None else t.contiguous() for t in dfactors]
+    return [x.new_empty(0) if t is None else t for t in formed]
+
+
+def _fake_gradients(op, dy, x, factors, maps, where, needs):
+    by_x, *by_factor = needs
+    dx = torch.empty_like(x, memory_format=memory_format(x)) if by_x else x.new_empty(0)
+    return [dx, *(f.new_empty(f.shape) if own else x.new_empty(0) for f, own in zip(factors, by_factor, strict=True))]
+
+
+define_whole(
+    "lowrank_chain_bwd",
+    "(str op, Tensor dy, Tensor x, Tensor[] factors, Tensor[] maps, int[] where, bool[] needs) -> Tensor[]",
+    _fake_gradients,
+    _all_gradients,
+)
 
 
 def call(

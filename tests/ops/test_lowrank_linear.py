@@ -24,7 +24,7 @@ class TestContract(Contract):
     smoke = ("one-row", "few", "medium")
     own_backward = False
 
-    @over(kinds=("fp32", "bf16", "fp16"))
+    @over(kinds=("fp32", "bf16", "fp16"), backends=("native", "triton"))
     @pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu"])
     def test_without_gradients(self, lane: Lane, case: LowRankCase, activation: str | None) -> None:
         """The fused epilogue (with gradients torch applies the activation), to the accuracy rule."""

@@ -53,7 +53,7 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     weights = packed(f"{OP} reversed", factors, turned_strips)
     turned = (outer.T, vertical, horizontal, inner.T)  # as far as shapes go
     dx, dz, dt = run_reversed(OP, dy, x, turned, (ranks, kh, horizontal.shape[1]), weights, back)
-    taps = lines(vertical, horizontal)
+    taps, t = lines(vertical, horizontal), t.contiguous(memory_format=torch.channels_last)
     grads = torch.ops.rdkernels_native.cp_conv2d_line_grads(t, dz, taps, kh, where.top, where.left, *where[6:])
     down, across = grads[:, :ranks].T.split([kh, horizontal.shape[1]], 1)
     return dx, pixels(dt).T @ pixels(x), down, across, pixels(dy).T @ pixels(z)

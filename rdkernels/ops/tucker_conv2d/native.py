@@ -1,4 +1,4 @@
-"""What the CPU kernel is given: factors as strips; the maps around the core kept; the backward as the chain reversed."""
+"""What the CPU kernel is given: factors as strips; maps around the core kept; the backward as the chain reversed."""
 
 from __future__ import annotations
 
