@@ -18,6 +18,8 @@ from bench.static import bounds, cubin, cuda
 HELD = ("registers", "spills", "shared", "instructions", "loop", "extra")
 GOALS = {"tile": 1.6, "chunk": 2.6, "element": 17.0}  # instructions per virtual weight beyond the dense twin's
 MANY = "many_rows<Block<bf16, tensor, 128, 128>, Forward, tile>"
+CHAIN = "chain<Chain<bf16, tensor>, {room}<Chain<bf16, tensor>>>"
+ROOMS = ("Lines", "Depthwise", "Core")
 MAIN = re.compile(r"many_rows<Block<(?:bf16|fp16), tensor, 128, 128>, \w+, (\w+)>")
 
 
@@ -85,8 +87,17 @@ def test_cuda_compiles_to_what_it_must(measured):
 def test_cuda_compiles_every_kernel_for_every_target(measured):
     names = measured["kernels"].keys()
     assert {MANY, "bank_owner<bf16, tensor>", "few_rows<bf16, tile, false>"} <= names
+    assert {CHAIN.format(room=room) for room in ROOMS} <= names
     for targets in measured["kernels"].values():
         assert targets.keys() == {gpu.arch for gpu in bounds.GPUS}
+
+
+def test_cuda_compiles_chains_to_a_last_product_no_dearer_than_the_dense_twin(measured):
+    """Instructions of the loop of 64 pixels by 128 channels by 64 deep; the dense one gathers x as it goes."""
+    (dense,) = [entry for name, entry in measured["kernels"].items() if name == "dense_conv<Chain<bf16, tensor>>"]
+    for room in ROOMS:
+        for target, entry in measured["kernels"][CHAIN.format(room=room)].items():
+            assert entry["loop"] <= dense[target]["loop"], (room, target)
 
 
 def test_cuda_compiles_control_a_budget_below_the_truth_fails(measured):

@@ -89,6 +89,15 @@ def shipped_flags() -> list[str]:
     return []
 
 
+def included(source: pathlib.Path) -> list[pathlib.Path]:
+    """The source and the headers of csrc that it includes, in any depth."""
+    found = [source]
+    for path in found:
+        names = re.findall(r'^#include "(.+)"', path.read_text(), re.MULTILINE)
+        found += [h for name in names if (h := ROOT / "csrc" / name).exists() and h not in found]
+    return found
+
+
 def compile_(jobs: list[tuple[pathlib.Path, str]], build: pathlib.Path = BUILD) -> list[pathlib.Path]:
     """A cubin per (source, target), two at a time; the compiler's output stands beside it as .log."""
     build.mkdir(parents=True, exist_ok=True)
@@ -96,15 +105,13 @@ def compile_(jobs: list[tuple[pathlib.Path, str]], build: pathlib.Path = BUILD) 
     includes = [f"-isystem={path}/include" for path in torch.submodule_search_locations] if torch else []
     includes += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests' / 'native'}"]
     flags = [*shipped_flags(), *(flag for flag in FLAGS if flag not in shipped_flags())]
-    headers = sorted([*ROOT.glob("csrc/**/*.cuh"), *ROOT.glob("csrc/**/*.h")])
     common = hashlib.sha256(repr((nvcc(), flags)).encode())
-    for header in headers:
-        common.update(header.read_bytes())
 
     def one(job: tuple[pathlib.Path, str]) -> pathlib.Path:
         source, target = job
         key = common.copy()
-        key.update(source.read_bytes())
+        for path in included(source):
+            key.update(path.read_bytes())
         made = build / f"{source.parent.name}-{source.stem}-{target}-{key.hexdigest()[:16]}.cubin"
         if not made.exists():
             for old in build.glob(f"{source.parent.name}-{source.stem}-{target}-*"):

@@ -120,10 +120,10 @@ MUTANTS = (
     ),
     Mutant("taps without dilation", CHAIN, "tap * args.y.dilation * args.y.step", "tap", ("values",), "lowrank_cuda"),
     Mutant(
-        "ranks of the segment before",
+        "one segment of the ranks for all",
         CHAIN,
         "if (col0 == first || args.segment < args.ranks) room.fill",
-        "if (col0 == first) room.fill",
+        "if (rank0 == 0) room.fill",
         ("values",),
         "lowrank_cuda",
     ),

@@ -202,6 +202,16 @@ RANKS = {"separable_conv2d": (150,), "cp_conv2d": (600,), "tucker_conv2d": (70, 
 CASES = {"separable_conv2d": separable.SeparableCase, "cp_conv2d": cp.CPCase, "tucker_conv2d": tucker.TuckerCase}
 
 
+def test_segments_again_for_every_block(module, monkeypatch) -> None:
+    """More tiles than multiprocessors: a CTA makes T for each of its blocks of channels, segment by segment."""
+    chosen: list[tuple] = []
+    run = emulated(module, "separable_conv2d", chosen, shared_limit=34816 + 128)
+    monkeypatch.setitem(registry._PASSES["separable_conv2d_fwd"], "native", registry.Backend(serves, run))
+    case = separable.SeparableCase("tiny-maps", 140, 8, 1, 1, 140, (1, 1), (70,))
+    forward(Lane("native", "cpu", "bf16"), "separable_conv2d", case)
+    assert chosen == [(1, 1, 64, 1)]
+
+
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 @pytest.mark.parametrize("op", CASES)
 @settings(max_examples=15, suppress_health_check=list(HealthCheck))
