@@ -132,8 +132,10 @@ def _captured(axis: Any, op: str, rows: list[dict]) -> None:
         if goal is not None:
             axis.axhline(goal, color="grey", linewidth=1, linestyle=style)
     axis.axhline(1, color="black", linewidth=1)
-    axis.set_xticks(range(len(layers)), layers)
-    axis.tick_params(axis="x", rotation=30 if len(layers) > 2 else 0, labelsize=7)
+    slanted = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if len(layers) > 2 else {}
+    axis.set_xticks(range(len(layers)), layers, fontsize=7, **slanted)
+    for edge in range(1, len(layers)):
+        axis.axvline(edge - 0.5, color="grey", linewidth=0.5, alpha=0.4)
     signs = ", ".join(f"{mark} {at}" for mark, at in zip(MARKS.values(), batches, strict=False))
     axis.set(title=f"{op}, batch: {signs}", ylabel="captured fraction", ylim=(0, None))
     axis.title.set_fontsize(9)
