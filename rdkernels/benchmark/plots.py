@@ -29,7 +29,9 @@ def plot(result: dict, path: str | os.PathLike) -> None:
     lines = list(dict.fromkeys(r["line"] for r in ratios if r["panel"] in panels))
     across = min(len(panels) + len(captured), 2)
     down = -(-(len(panels) + len(captured)) // across)
-    figure, axes = plt.subplots(down, across, figsize=(5.5 * across, 3.6 * down), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        down, across, figsize=(max(8, 5.5 * across), 3.6 * down), squeeze=False, layout="constrained"
+    )
     for axis, op in zip(axes.flat, captured, strict=False):
         _captured(axis, op, [r for r in results if r["op"] == op and r["work"] == "forward"])
     for axis, panel in zip(axes.flat[len(captured) :], panels, strict=False):
@@ -49,13 +51,13 @@ def _legend(results: list[dict], captured: bool, ratios: bool) -> str:
     parts = []
     if captured:
         parts.append(
-            "captured: (dense time / ours) / (dense multiply-adds / ours); lines: 1, the mean asked for (--), each (..)"
+            "captured: (dense time / ours) / (dense multiply-adds / ours)\nlines: 1, the mean asked for (--), each (..)"
         )
     if ratios:
         lines = f"{most} threads" if most else "time on the GPU, cold L2 cache"
         lines += f", dashed {', '.join(map(str, others))}" if others else ""
         parts.append(f"above 1 is faster than torch; {lines}")
-    return "; ".join(parts)
+    return "\n".join(parts)
 
 
 def _ratios(axis: Any, panel: str, rows: list[dict], lines: list[str]) -> None:
