@@ -41,15 +41,15 @@ class Conv(NamedTuple):
 
 
 class Select(NamedTuple):
-    """Channels `index` of the input, in that order; no weight."""
+    """Channels `order` of the input, in that order; no weight."""
 
-    index: Tensor
+    order: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.index)
+        return x.index_select(1, self.order)
 
     def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
-        return (dy.new_zeros(x.shape).index_add(1, self.index, dy) if by_x else None), None
+        return (dy.new_zeros(x.shape).index_add(1, self.order, dy) if by_x else None), None
 
 
 class Pad(NamedTuple):
@@ -73,7 +73,7 @@ Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
 
 class _Chained(NamedTuple):
     stages: Stages
-    count: int  # of factors and indices
+    given: int  # factors and indices
     out: Callable[..., tuple[int, int, int]]
     maps: Callable[..., dict[int, tuple[int, int, int]]]
 
@@ -138,9 +138,9 @@ def define_chain(
     def reference(x: Tensor, *args: Any) -> list[Tensor]:
         wide = torch.promote_types(x.dtype, torch.float32)
         own = [t.to(wide) if t.is_floating_point() else t for t in args[:count]]
-        added = [None if t is None else t.to(wide) for t in args[count : count + 2]]
+        bias, residual = (None if t is None else t.to(wide) for t in args[count : count + 2])
         where = Geometry(*args[-10:-2])
-        y = unfused(op, x.to(wide), own, *added, where, args[-2])
+        y = unfused(op, x.to(wide), own, bias, residual, where, args[-2])
         kept = kept_maps(op, x, own, where) if args[-1] else ()
         return [y.to(dtype=x.dtype, memory_format=memory_format(x), copy=True), *kept]
 
@@ -187,14 +187,14 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
     def attach(prepare: Callable[..., NativeCall]) -> Callable[..., NativeCall]:
         @native_on_cpu(f"{op}_fwd", f"{op}_run")
         def fwd(x: Tensor, *args: Any) -> list[Tensor]:
-            factors, (bias, residual) = args[: chained.count], args[chained.count : chained.count + 2]
+            factors, (bias, residual) = args[: chained.given], args[chained.given : chained.given + 2]
             where, (activation, keep) = Geometry(*args[-10:-2]), args[-2:]
             y = new_output(x, *chained.out(x, factors, where))
             if residual is not None:
                 residual = residual.contiguous(memory_format=memory_format(x))
             found = new_maps(op, x, factors, where) if keep else []
             call = prepare(x, factors)
-            kept = found or [None] * maps
+            kept: Sequence[Tensor | None] = found or [None] * maps
             twin(y, x, call.packed, bias, residual, *kept, *call.tensors, *call.numbers, *where, activation)
             return [y, *found]
 
@@ -218,7 +218,7 @@ def _fwd(
 
 def _backward(
     op: str,
-    dy: Tensor,
+    dy: Tensor | None,
     x: Tensor,
     factors: Sequence[Tensor],
     maps: Sequence[Tensor],
@@ -236,10 +236,10 @@ def _backward(
     for n in range(len(stages) - 1, -1, -1):
         stage = stages[n]
         own = isinstance(stage, Conv) and needs[1 + stage.factor]
-        if not own and not needs[0] and n < first:
+        if dy is None or (not own and not needs[0] and n < first):
             break
         dx, dw = stage.gradients(dy, inputs[n], needs[0] or n > first, own)
-        if own:
+        if isinstance(stage, Conv) and dw is not None and own:
             found[1 + stage.factor] = dw.reshape(factors[stage.factor].shape)
         dy = dx
     if needs[0]:
@@ -379,19 +379,18 @@ define_whole(
 def call(
     op: str,
     x: Tensor,
-    factors: Sequence[Tensor],
+    given: Sequence[Tensor],
     bias: Tensor | None,
     residual: Tensor | None,
     where: Geometry,
     activation: Activation,
 ) -> Tensor:
     """The checked arguments of a public function -> its result: autocast, one dtype, autograd."""
-    kind = x.device.type
+    kind, factors = x.device.type, list(given)
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-        x, bias, residual, *factors = (
-            t.to(dtype) if t is not None and t.is_floating_point() else t for t in (x, bias, residual, *factors)
-        )
+        bias, residual = (None if t is None else t.to(dtype) for t in (bias, residual))
+        x, *factors = (t.to(dtype) if t.is_floating_point() else t for t in (x, *factors))
     for t in (*factors, bias, residual):
         if t is not None and t.is_floating_point() and t.dtype != x.dtype:
             raise TypeError(f"{op}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")

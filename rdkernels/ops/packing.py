@@ -81,9 +81,13 @@ def packed(op: str, factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:
     for old in [k for k in _kept if (k[0], *(part[0] for part in k[1:])) in ids]:  # an older version of the same
         del _kept[old]
     made = _pack(factors, pack)
-    refs = tuple(weakref.ref(t, lambda _, key=key: _kept.pop(key, None)) for t in factors)
+    refs = tuple(weakref.ref(t, functools.partial(_forget, key)) for t in factors)
     _kept[key] = refs, made
     return made
+
+
+def _forget(key: tuple, _: weakref.ref) -> None:
+    _kept.pop(key, None)
 
 
 def _pack(factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:

@@ -84,6 +84,7 @@ def test_any_problem(lane: Lane, case: LowRankCase) -> None:
     ("change", "error", "message"),
     [
         ({"x": torch.tensor(1.0)}, ValueError, "x must have at least one dimension"),
+        ({"x": torch.zeros(2, 0), "down": torch.zeros(4, 0)}, ValueError, "x must have in >= 1"),
         ({"x": [1.0]}, TypeError, "x must be a Tensor"),
         ({"x": torch.zeros(2, 7)}, ValueError, "down must have shape"),
         ({"down": torch.zeros(0, 6)}, ValueError, "down must have shape"),

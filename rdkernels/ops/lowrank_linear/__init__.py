@@ -36,8 +36,8 @@ def unfused(
 @backend(f"{OP}_fwd", "reference")
 def _reference(x, down, up, bias, residual, activation, keep):
     dtype = torch.promote_types(x.dtype, torch.float32)
-    wide = [None if t is None else t.to(dtype) for t in (x, down, up, bias, residual)]
-    y = unfused(*wide, activation).to(x.dtype)
+    added = [None if t is None else t.to(dtype) for t in (bias, residual)]
+    y = unfused(x.to(dtype), down.to(dtype), up.to(dtype), added[0], added[1], activation).to(x.dtype)
     return [y, F.linear(x, down)] if keep else [y]
 
 
@@ -60,7 +60,7 @@ class _LowRank(torch.autograd.Function):
         g, xw, dw, uw = (t.to(wide) for t in (dy, x, down, up))
         with torch.autocast(dy.device.type, enabled=False):  # the casts are done
             inside = kept[0].to(wide) if kept and not torch.is_grad_enabled() else xw @ dw.T  # a constant of the graph
-            through = g @ uw if by_x or by_down else None
+            through = g @ uw if by_x or by_down else g
             found = (
                 through @ dw if by_x else None,
                 through.T @ xw if by_down else None,
@@ -109,6 +109,8 @@ def lowrank_linear(
     """
     if isinstance(x, Tensor) and x.dim() == 0:
         raise ValueError(f"{OP}: x must have at least one dimension [..., in], got a 0-d tensor")
+    if isinstance(x, Tensor) and x.shape[-1] == 0:
+        raise ValueError(f"{OP}: x must have in >= 1 as its last dimension, got {list(x.shape)}")
     check_tensor(OP, "x", x, list(x.shape) if isinstance(x, Tensor) else [])
     check_tensor(OP, "down", down, ["R", x.shape[-1]], x)
     check_tensor(OP, "up", up, ["out", down.shape[0]], x)
@@ -117,7 +119,8 @@ def lowrank_linear(
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
-        x, down, up, bias, residual = (t if t is None else t.to(dtype) for t in (x, down, up, bias, residual))
+        x, down, up = (t.to(dtype) for t in (x, down, up))
+        bias, residual = (None if t is None else t.to(dtype) for t in (bias, residual))
     for t in (down, up, bias, residual):
         if t is not None and t.dtype != x.dtype:
             raise TypeError(f"{OP}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")
