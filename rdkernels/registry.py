@@ -186,6 +186,7 @@ def plain(args: tuple) -> bool:
     """Whether nothing but this library would see a call with these arguments."""
     return (
         not torch.compiler.is_compiling()
+        and args[0].device.type in ("cpu", "cuda")
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None

@@ -76,6 +76,7 @@ class _Chained(NamedTuple):
     given: int  # factors and indices
     out: Callable[..., tuple[int, int, int]]
     maps: Callable[..., dict[int, tuple[int, int, int]]]
+    backward: Callable[..., list[Tensor | None]] | None
 
 
 _CHAINS: dict[str, _Chained] = {}
@@ -117,15 +118,18 @@ def define_chain(
     indices: Sequence[str],
     out: Callable[..., tuple[int, int, int]],
     maps: Callable[..., dict[int, tuple[int, int, int]]] = lambda *_: {},
+    backward: Callable[..., list[Tensor | None]] | None = None,
 ) -> None:
     """Declare the forward pass of `op` and attach its reference.
 
     `out(x, factors, geometry)` gives the output's channels, height and width, `maps` those of the inputs of some stages
     by the stage's number. `indices` are int64 arguments after the factors. The pass returns a list: y, and with `keep`
     these maps, which save the backward from computing them again; it is set for float32 on the CPU only.
+    `backward(dy, x, factors, geometry, needs)` replaces the one that goes back through the stages; it must consist of
+    differentiable torch calls too.
     """
     count = len(factors) + len(indices)
-    _CHAINS[op] = _Chained(stages, count, out, maps)
+    _CHAINS[op] = _Chained(stages, count, out, maps, backward)
     tensors = ", ".join(f"Tensor {name}" for name in (*factors, *indices))
     numbers = ", ".join(f"int {name}" for name in Geometry._fields)
     schema = f"(Tensor x, {tensors}, Tensor? bias, Tensor? residual, {numbers}, int activation, bool keep) -> Tensor[]"
@@ -226,6 +230,8 @@ def _backward(
     needs: Sequence[bool],
 ) -> Gradients:
     """Gradients of the chain by x and every factor that is needed, from differentiable torch calls alone."""
+    if (own_backward := _CHAINS[op].backward) is not None:
+        return own_backward(dy, x, factors, where, needs)
     stages = _CHAINS[op].stages(factors, where)
     known = dict(zip(_CHAINS[op].maps(x, factors, where), maps, strict=True)) if maps else {}
     inputs = [x]

@@ -30,12 +30,33 @@ def stages(factors, where: Geometry) -> list[Stage]:
     return [Conv(colours[:, :, None, None], 0), *pad, Select(assignment), own]
 
 
+def backward(dy: Tensor, x: Tensor, factors, where: Geometry, needs) -> list[Tensor | None]:
+    """By the dense weight, whose few inputs make it small: torch's grouped and depthwise gradients are far slower."""
+    colours, filters, assignment = factors
+    by_x, by_colours, by_filters = needs[:3]
+    own = colours[assignment][:, :, None, None]  # [O, C, 1, 1]
+    around = (where.top, where.left) if where.symmetric else (0, 0)
+    pad = None if where.symmetric else Pad(where.left, where.right, where.top, where.bottom)
+    stride, dilation = (where.stride_h, where.stride_w), (where.dilation_h, where.dilation_w)
+    dense = Conv(filters[:, None] * own, 1, stride, around, dilation)
+    dx, dweight = dense.gradients(dy, x if pad is None else pad(x), by_x, by_colours or by_filters)
+    if pad is not None and dx is not None:
+        dx, _ = pad.gradients(dx, x, True, False)
+    dcolours = dfilters = None
+    if dweight is not None and by_filters:
+        dfilters = (dweight * own).sum(1)
+    if dweight is not None and by_colours:
+        dcolours = torch.zeros_like(colours).index_add(0, assignment, (dweight * filters[:, None]).sum((2, 3)))
+    return [dx, dcolours, dfilters, None]
+
+
 define_chain(
     OP,
     stages,
     ("colours", "filters"),
     ("assignment",),
     lambda x, f, where: (f[1].shape[0], *where.out(x.shape[2], x.shape[3], f[1].shape[1], f[1].shape[2])),
+    backward=backward,
 )
 
 from . import native  # noqa: E402,F401  it attaches itself to the pass above
