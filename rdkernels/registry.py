@@ -36,6 +36,7 @@ _PASSES: dict[str, dict[str, Backend]] = {}  # pass -> backend name -> implement
 _ORDERS: dict[str, Callable[..., tuple[str, ...]]] = {}  # pass -> what orders its backends on a GPU, if not ORDER
 _FAMILY: dict[str, list[str]] = {}  # operation -> its passes
 _CPU: dict[str, tuple[str, Callable[..., Any]]] = {}  # pass -> the twin that must have a CPU kernel, what then runs
+_GPU: dict[str, Callable[..., bool]] = {}  # pass -> whether the CUDA library takes a call, where it does not take all
 _traces: list[list[tuple[str, str]]] = []
 
 
@@ -108,6 +109,11 @@ def native_on_cpu(name: str, twin: str) -> Callable:
     return attach
 
 
+def native_on_gpu(name: str, serves: Callable[..., bool]) -> None:
+    """The CUDA library takes only those calls of pass `name` for which `serves(*args)` holds."""
+    _GPU[name] = serves
+
+
 def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.device], bool]) -> None:
     """After the compiled libraries are loaded: a pass is native on each device whose kernel is registered.
 
@@ -125,14 +131,20 @@ def attach_native(dtypes: tuple[torch.dtype, ...], runs_on: Callable[[torch.devi
         if "cuda" in runs:
             runs["cuda"] = _as_precise_as_torch(runs["cuda"])
 
-        def serves(x: torch.Tensor, *_: Any, on: dict[str, Callable] = runs) -> bool:
+        def serves(x: torch.Tensor, *rest: Any, on: dict[str, Callable] = runs, name: str = name) -> bool:
             kind = x.device.type
-            return kind in on and x.dtype in dtypes and (kind == "cpu" or runs_on(x.device))
+            if kind not in on or x.dtype not in dtypes:
+                return False
+            return kind == "cpu" or (runs_on(x.device) and (not rest or _GPU.get(name, _always)(x, *rest)))
 
         def run(x: torch.Tensor, *args: Any, on: dict[str, Callable] = runs) -> Any:
             return on[x.device.type](x, *args)
 
         table["native"] = Backend(serves, next(iter(runs.values())) if len(runs) == 1 else run)
+
+
+def _always(*_: Any) -> bool:
+    return True
 
 
 def _as_precise_as_torch(run: Callable) -> Callable:

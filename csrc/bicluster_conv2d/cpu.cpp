@@ -19,9 +19,9 @@ const int64_t* order(const std::optional<Tensor>& given, int64_t channels) {
 
 void run(Tensor y, const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
          const std::optional<Tensor>& residual, const std::optional<Tensor>& inputs,
-         const std::optional<Tensor>& outputs, int64_t clusters_in, int64_t clusters_out, int64_t k1, int64_t k2, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w,
-         int64_t top, int64_t bottom, int64_t left, int64_t right, int64_t dilation_h, int64_t dilation_w,
-         int64_t activation) {
+         const std::optional<Tensor>& outputs, int64_t clusters_in, int64_t clusters_out, int64_t k1, int64_t k2,
+         int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w, int64_t top, int64_t bottom, int64_t left,
+         int64_t right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   const Geometry g{stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w};
   const ConvCall call{"bicluster_conv2d_run", y, x, packed, bias, residual, g, activation};
   STD_TORCH_CHECK(clusters_in > 0 && clusters_out > 0 && x.size(1) % clusters_in == 0 && y.size(1) % clusters_out == 0,

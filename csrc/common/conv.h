@@ -143,7 +143,8 @@ class Lines {
         for (; i + kVec <= width && channels >= kVec; i += kVec) transpose_pixels(from + i, line + i * channels);
       }
       for (; i < width; ++i) {
-        for (int64_t c = 0; c < channels; ++c) line[i * channels + c] = to_float(from[i * x_.w_stride + c * x_.c_stride]);
+        for (int64_t c = 0; c < channels; ++c)
+          line[i * channels + c] = to_float(from[i * x_.w_stride + c * x_.c_stride]);
       }
     }
   }

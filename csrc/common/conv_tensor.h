@@ -38,9 +38,9 @@ struct ConvCall {
 
   void check(int64_t packed_floats) const {
     STD_TORCH_CHECK(x.dim() == 4 && y.dim() == 4 && x.size(0) == y.size(0), op, ": x and y must be 4-D, of one batch");
-    STD_TORCH_CHECK(packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
-                        packed.numel() == packed_floats,
-                    op, ": packed must hold ", packed_floats, " float32 values");
+    STD_TORCH_CHECK(
+        packed.scalar_type() == ScalarType::Float && packed.is_contiguous() && packed.numel() == packed_floats, op,
+        ": packed must hold ", packed_floats, " float32 values");
     STD_TORCH_CHECK(y.scalar_type() == x.scalar_type(), op, ": y must have x's dtype");
     STD_TORCH_CHECK(!bias || (bias->scalar_type() == x.scalar_type() && bias->numel() == y.size(1)), op,
                     ": bias must have ", y.size(1), " values of x's dtype");

@@ -63,7 +63,8 @@ struct TuckerChain {
       for (int64_t pair = 0; pair < pairs; ++pair) {
         for (int64_t q = 0; q < second.count(); ++q) {
           for (int64_t r = 0; r < rows; ++r) {
-            float* const to = second.of(map + pair * second.floats(pixels), q, pixels) + r * t.width() * second.width(q);
+            float* const to =
+                second.of(map + pair * second.floats(pixels), q, pixels) + r * t.width() * second.width(q);
             core(ring, t, y + r, pair, q, to, segments);
             kept_second.put(t.image, y + r, t.x0, t.x1, second, q, to);
           }

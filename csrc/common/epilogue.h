@@ -33,7 +33,7 @@ RDK_INLINE F exp(F x) {
   p = p * r + splat(1.66666657e-1f);
   p = p * r + splat(0.5f);
   p = p * r * r + r + splat(1.0f);
-  const U power = ((U)__builtin_convertvector(n, I) + 127u) << 23;
+  const U power = ((U) __builtin_convertvector(n, I) + 127u) << 23;
   const F scaled = p * floats(power);
   const F low = select((I)(x < splat(-87.3f)), splat(0.0f), scaled);
   return select((I)(x > splat(88.0f)), splat(std::numeric_limits<float>::infinity()), low);  // NaN passes the sums
@@ -137,9 +137,7 @@ struct Output {
   const int64_t* order = nullptr;  // of column c of the last product, its channel of y; null where they are the same
 
   // Whether the last product writes y from its registers.
-  bool direct() const {
-    return std::is_same_v<T, float> && y.c_stride == 1 && !order && activation < Activation::gelu;
-  }
+  bool direct() const { return std::is_same_v<T, float> && y.c_stride == 1 && !order && activation < Activation::gelu; }
 };
 
 // The last product of one row of the output straight into fp32 pixels whose channels lie side by side.
@@ -176,7 +174,8 @@ struct ToPixels {
   }
 };
 
-// Pixels [x, x + count) of a row from fp32 rows `c` of strips that begin at column `first`: the way of all other outputs.
+// Pixels [x, x + count) of a row from fp32 rows `c` of strips that begin at column `first`: the way of all other
+// outputs.
 template <class T>
 void finish(const Output<T>& out, int64_t image, int64_t row, int64_t x, int64_t count, const float* c, int64_t c_row,
             int64_t first, int64_t columns) {

@@ -53,7 +53,9 @@ struct Block {
 // How many sums each element is made of: with few rows registers are free, and several chains hide the adder's latency
 // and round less.
 template <int R, int NJ, bool kSplit>
-constexpr int kSums = !kSplit || 2 * R * NJ > kBlockRows * kBlockStrips ? 1 : 4 * R * NJ > kBlockRows * kBlockStrips ? 2 : 4;
+constexpr int kSums = !kSplit || 2 * R * NJ > kBlockRows* kBlockStrips ? 1
+                      : 4 * R * NJ > kBlockRows* kBlockStrips          ? 2
+                                                                       : 4;
 
 // Rows [row, row + R) of the product by strips [strip, strip + NJ).
 template <int R, int NJ, bool kSplit, class Sink>
@@ -131,7 +133,8 @@ constexpr std::array<BlockProduct<Sink>, sizeof...(I)> block_products(std::integ
 // the bits depend on `rows`: for calls whose number of rows does not depend on the number of threads.
 template <bool kSplit = false, class Sink>
 void product(const Product& p, int64_t rows, int64_t strips, const Sink& sink) {
-  static constexpr auto wide = block_products<Sink, kBlockStrips, kSplit>(std::make_integer_sequence<int, kBlockRows>{});
+  static constexpr auto wide =
+      block_products<Sink, kBlockStrips, kSplit>(std::make_integer_sequence<int, kBlockRows>{});
   static constexpr auto one = block_products<Sink, 1, kSplit>(std::make_integer_sequence<int, kBlockRows>{});
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
   for (int64_t strip = 0; strip < strips;) {

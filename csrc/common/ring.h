@@ -13,9 +13,9 @@ template <class T>
 class RankRing {
  public:
   // `inner` as strips [R][C]. `outside`: whether each row has its zero columns too. `height` is the whole output's.
-  RankRing(const Image<const T>& x, const Geometry& g, int64_t kh, int64_t height, const Tile& tile, const Span& columns, Panels panels,
-           const float* inner, bool outside, const Kept& kept, const Span& owned, const int64_t* order = nullptr,
-           int64_t inputs = 1, int64_t outputs = 1)
+  RankRing(const Image<const T>& x, const Geometry& g, int64_t kh, int64_t height, const Tile& tile,
+           const Span& columns, Panels panels, const float* inner, bool outside, const Kept& kept, const Span& owned,
+           const int64_t* order = nullptr, int64_t inputs = 1, int64_t outputs = 1)
       : x_(x),
         g_(g),
         kh_(kh),

@@ -7,8 +7,9 @@
 namespace rdk {
 
 struct Depthwise {
-  const float* const* lines;  // of each tap down, column columns.begin of the panel; a line of zeros where there is none
-  int64_t width;              // ranks of the panel: whole strips
+  const float* const*
+      lines;      // of each tap down, column columns.begin of the panel; a line of zeros where there is none
+  int64_t width;  // ranks of the panel: whole strips
   Span columns;
   Geometry g;
   int64_t kh, kw;

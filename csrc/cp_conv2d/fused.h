@@ -18,7 +18,8 @@ struct CP {
   Geometry g;
   int64_t kh, kw;
   Panels panels;
-  const float* packed;  // inner as strips [R][C]; vertical [kh][R] and horizontal [kw][R], R in whole strips; outer [O][R]
+  const float*
+      packed;  // inner as strips [R][C]; vertical [kh][R] and horizontal [kw][R], R in whole strips; outer [O][R]
   Kept kept_inner, kept_lines;
 
   static int64_t packed_floats(int64_t c, int64_t o, int64_t ranks, int64_t kh, int64_t kw) {

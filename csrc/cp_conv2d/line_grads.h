@@ -39,8 +39,8 @@ struct LineGrads {
     std::vector<V16> memory(KH ? 0 : size_t(3 * (kh + kw)));
     V16 registers[KH ? 3 * (KH + KW) : 1];
     V16* const line = KH ? registers : memory.data();  // the taps, vertical then horizontal
-    V16* const sum = line + taps_down + taps_across;    // their gradients along a row
-    V16* const value = sum + taps_down + taps_across;   // t down, dz across
+    V16* const sum = line + taps_down + taps_across;   // their gradients along a row
+    V16* const value = sum + taps_down + taps_across;  // t down, dz across
     RDK_UNROLL for (int64_t k = 0; k < taps_down + taps_across; ++k) line[k] = load16(taps + k * row + first);
     for (int64_t image = 0; image < n; ++image) {
       for (int64_t y = 0; y < out_h; ++y) {

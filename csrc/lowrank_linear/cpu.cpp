@@ -6,7 +6,8 @@ namespace rdk {
 namespace {
 
 void check(const Tensor& y, const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
-           const std::optional<Tensor>& residual, const std::optional<Tensor>& kept, int64_t ranks, int64_t activation) {
+           const std::optional<Tensor>& residual, const std::optional<Tensor>& kept, int64_t ranks,
+           int64_t activation) {
   const char* op = "lowrank_linear_run";
   STD_TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && x.size(0) == y.size(0) && y.is_contiguous(), op,
                   ": x and y must be matrices of as many rows, y contiguous");
@@ -32,8 +33,7 @@ void few_rows(const LowRank<T>& kernel) {
   const Segment a = kernel.whole(wide);
   Phases phases(kernel.rank_tasks(), kernel.output_tasks());
   parallel(torch::stable::get_num_threads(), [&](int64_t, int64_t) {
-    phases.work([&](int64_t i) { kernel.run_ranks(i, a, inside); },
-                [&](int64_t i) { kernel.run_outputs(i, inside); });
+    phases.work([&](int64_t i) { kernel.run_ranks(i, a, inside); }, [&](int64_t i) { kernel.run_outputs(i, inside); });
   });
   kernel.keep(0, kernel.rows, inside);
 }
@@ -56,8 +56,15 @@ void run(Tensor y, const Tensor& x, const Tensor& packed, const std::optional<Te
     const int64_t rows = x.size(0), outputs = y.size(1);
     const Image<T> line{static_cast<T*>(y.mutable_data_ptr()), 1, outputs, 1, rows, 0, 1, 0, outputs};
     const Output<T> out{line, padded.data(), residual ? data<T>(*residual) : nullptr, Activation(activation)};
-    const LowRank<T> kernel{data<T>(x),          rows, x.size(1), x.stride(0), x.stride(1), out, ranks,
-                            data<float>(packed), kept ? static_cast<float*>(kept->mutable_data_ptr()) : nullptr};
+    const LowRank<T> kernel{data<T>(x),
+                            rows,
+                            x.size(1),
+                            x.stride(0),
+                            x.stride(1),
+                            out,
+                            ranks,
+                            data<float>(packed),
+                            kept ? static_cast<float*>(kept->mutable_data_ptr()) : nullptr};
     rows <= kFewRankRows ? few_rows(kernel) : many_rows(kernel);
   });
 }

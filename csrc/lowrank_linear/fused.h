@@ -1,6 +1,6 @@
-// y = act(x down^T up^T + bias + residual) in one parallel region. Many rows: a block of rows goes through both products
-// with its rank rows in a cache. Few rows: all threads share the ranks first, then the outputs, so that each weight is
-// read once.
+// y = act(x down^T up^T + bias + residual) in one parallel region. Many rows: a block of rows goes through both
+// products with its rank rows in a cache. Few rows: all threads share the ranks first, then the outputs, so that each
+// weight is read once.
 #pragma once
 
 #include <algorithm>
@@ -13,10 +13,10 @@
 
 namespace rdk {
 
-constexpr int64_t kFewRankRows = 24;    // up to here the weights' bytes weigh more than the products
-constexpr int64_t kMostRows = 256;      // of a block
-constexpr int64_t kDeep = kChain;       // of x's columns at a time: a block of x stays in L2
-constexpr int64_t kTaskStrips = 8;      // of outputs of one task of few rows
+constexpr int64_t kFewRankRows = 24;  // up to here the weights' bytes weigh more than the products
+constexpr int64_t kMostRows = 256;    // of a block
+constexpr int64_t kDeep = kChain;     // of x's columns at a time: a block of x stays in L2
+constexpr int64_t kTaskStrips = 8;    // of outputs of one task of few rows
 
 template <class T>
 struct LowRank {

@@ -16,9 +16,8 @@ const int64_t* indices(const Tensor& t, int64_t count) {
 
 void run(Tensor y, const Tensor& x, const Tensor& packed, const std::optional<Tensor>& bias,
          const std::optional<Tensor>& residual, const std::optional<Tensor>& given_counts,
-         const std::optional<Tensor>& order, int64_t kh,
-         int64_t kw, int64_t stride_h, int64_t stride_w, int64_t top, int64_t bottom, int64_t left, int64_t right,
-         int64_t dilation_h, int64_t dilation_w, int64_t activation) {
+         const std::optional<Tensor>& order, int64_t kh, int64_t kw, int64_t stride_h, int64_t stride_w, int64_t top,
+         int64_t bottom, int64_t left, int64_t right, int64_t dilation_h, int64_t dilation_w, int64_t activation) {
   const Geometry g{stride_h, stride_w, top, bottom, left, right, dilation_h, dilation_w};
   const ConvCall call{"monochromatic_conv2d_run", y, x, packed, bias, residual, g, activation};
   STD_TORCH_CHECK(given_counts.has_value(), "monochromatic_conv2d_run: counts are needed");

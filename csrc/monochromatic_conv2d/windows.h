@@ -60,7 +60,8 @@ void window_block(const Windows& w, int64_t first, float* c, int64_t c_row) {
       typename O::Vec f[O::kCount];
       RDK_UNROLL for (int l = 0; l < O::kCount; ++l) f[l] = reinterpret_cast<const typename O::Memory*>(b)[l];
       RDK_UNROLL for (int r = 0; r < R; ++r) {
-        const typename O::Vec x = O::splat(base[r / 3][r % 3 * stride + k], std::make_integer_sequence<int, O::kWidth>{});
+        const typename O::Vec x =
+            O::splat(base[r / 3][r % 3 * stride + k], std::make_integer_sequence<int, O::kWidth>{});
         RDK_UNROLL for (int l = 0; l < O::kCount; ++l) acc[r][l] += x * f[l];
       }
       b += N;

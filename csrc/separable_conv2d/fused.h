@@ -74,8 +74,7 @@ struct Separable {
     const float* const b = packed + p * kBlockStrips * strip + kVec * taps.begin * x.c;
     Product down{segments.data(), int(segments.size()), b, strip};
     if (p == 0) down.next = lines.ahead(taps.row0 + (kh - 1) * g.dilation_h + g.stride_h);
-    product(down, columns.real(), panels.strips(p),
-            ToRows{to, panels.width(p)});
+    product(down, columns.real(), panels.strips(p), ToRows{to, panels.width(p)});
   }
 };
 

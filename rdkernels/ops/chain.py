@@ -31,8 +31,8 @@ class Conv(NamedTuple):
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
         where = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
@@ -105,8 +105,11 @@ def unfused(
     act: int,
 ) -> Tensor:
     """The operation as the chain of torch calls that its kernels replace."""
-    y = run_stages(x, _CHAINS[op].stages(factors, where))[-1]
-    y = y if bias is None else y + bias[:, None, None]
+    *inner, last = _CHAINS[op].stages(factors, where)
+    y = run_stages(x, inner)[-1]
+    inside = isinstance(last, Conv)
+    y = last(y, bias) if isinstance(last, Conv) else last(y)
+    y = y if bias is None or inside else y + bias[:, None, None]
     y = y if residual is None else y + residual
     return apply_activation(y, act)
 

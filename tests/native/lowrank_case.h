@@ -17,9 +17,9 @@ namespace rdk {
 struct Conv {
   int64_t n, c, h, w, o, kh, kw;
   Geometry g;
-  int64_t r1, r2;      // ranks; r1 is also how many colours
-  int64_t gi, go;      // clusters of input and output channels
-  int x_as, y_as;      // layouts
+  int64_t r1, r2;  // ranks; r1 is also how many colours
+  int64_t gi, go;  // clusters of input and output channels
+  int x_as, y_as;  // layouts
   Activation act;
   bool bias, residual;
 
@@ -211,9 +211,7 @@ inline Chain cp_chain(const Conv& p, Draw& draw) {
   }
   strips(chain.packed, p.c, p.r1, [&](int64_t c, int64_t r) { return inner(r, c); });
   const int64_t whole = (p.r1 + 15) / 16 * 16;
-  const auto line = [&](const Array& taps) {
-    return [&](int64_t k, int64_t r) { return r < p.r1 ? taps(r, k) : 0; };
-  };
+  const auto line = [&](const Array& taps) { return [&](int64_t k, int64_t r) { return r < p.r1 ? taps(r, k) : 0; }; };
   strips(chain.packed, p.kh, whole, line(down), whole);
   strips(chain.packed, p.kw, whole, line(across), whole);
   strips(chain.packed, p.r1, p.o, [&](int64_t r, int64_t o) { return outer(o, r); });

@@ -110,8 +110,9 @@ class Check {
       std::vector<std::vector<float>> kept;
       for (const Map& map : maps_) kept.emplace_back(map.exact.size(), NAN);
       const Output<T> out{y.image, bias.data(), p_.residual ? residual.image.data : nullptr, p_.act, order};
-      const Image<const T> from{x.data.data(), p_.n, p_.c, p_.h, p_.w, x.image.n_stride, x.image.c_stride,
-                                x.image.h_stride, x.image.w_stride};
+      const Image<const T> from{
+          x.data.data(),   p_.n, p_.c, p_.h, p_.w, x.image.n_stride, x.image.c_stride, x.image.h_stride,
+          x.image.w_stride};
       compute(from, out, kept, cut);
       ++tallies[kernel_].problems;
       compare(y);
@@ -188,7 +189,11 @@ class Check {
   template <class Item, class Fn>
   static void ordered(std::vector<Item>& items, int cut, const Fn& fn) {
     if (cut > 0) std::shuffle(items.begin(), items.end(), std::mt19937(5));
-    if (cut < 2) return std::thread([&] { for (const Item& item : items) fn(item); }).join();
+    if (cut < 2)
+      return std::thread([&] {
+               for (const Item& item : items) fn(item);
+             })
+          .join();
     for (const Item& item : items) std::thread([&] { fn(item); }).join();
   }
 
@@ -298,12 +303,12 @@ Conv linear(int64_t rows, int64_t in, int64_t ranks, int64_t out, int x_as, Acti
   return {1, in, 1, rows, out, 1, 1, kPoints, ranks, 1, 1, 1, x_as, nhwc, act, bias, residual};
 }
 const Conv kLinears[] = {
-    linear(1, 1, 1, 1, nhwc, kNone, false, false),      linear(1, 1500, 33, 300, nhwc, kRelu, true, true),
-    linear(2, 131, 5, 20, channels, kGelu, true, true), linear(3, 1024, 40, 130, nhwc, kSilu, true, false),
-    linear(5, 17, 100, 16, nchw, kNone, false, true),   linear(7, 530, 16, 129, nhwc, kRelu, false, false),
-    linear(8, 64, 64, 257, nhwc, kNone, true, true),    linear(13, 45, 17, 31, nchw, kGelu, true, true),
-    linear(15, 600, 3, 47, columns, kSilu, true, true), linear(24, 33, 48, 19, nhwc, kNone, true, true),
-    linear(25, 513, 20, 40, nhwc, kNone, true, true),   linear(61, 1030, 35, 33, nchw, kRelu, true, true),
+    linear(1, 1, 1, 1, nhwc, kNone, false, false),       linear(1, 1500, 33, 300, nhwc, kRelu, true, true),
+    linear(2, 131, 5, 20, channels, kGelu, true, true),  linear(3, 1024, 40, 130, nhwc, kSilu, true, false),
+    linear(5, 17, 100, 16, nchw, kNone, false, true),    linear(7, 530, 16, 129, nhwc, kRelu, false, false),
+    linear(8, 64, 64, 257, nhwc, kNone, true, true),     linear(13, 45, 17, 31, nchw, kGelu, true, true),
+    linear(15, 600, 3, 47, columns, kSilu, true, true),  linear(24, 33, 48, 19, nhwc, kNone, true, true),
+    linear(25, 513, 20, 40, nhwc, kNone, true, true),    linear(61, 1030, 35, 33, nchw, kRelu, true, true),
     linear(300, 20, 7, 18, channels, kGelu, true, true),
 };
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...registry import define_native
+from ...registry import define_native, native_on_gpu
 from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
 from ..convolution import Geometry
 from ..packing import pack, packed, wide
 from . import OP
+
+GPU_TAPS = 225  # a window of more does not fit into every GPU's shared memory
 
 define_native(
     f"{OP}_line_grads(Tensor t, Tensor dz, Tensor taps, int kh, int top, int left, int dilation_h, int dilation_w) "
@@ -33,6 +35,9 @@ def strips(inner: Tensor, vertical: Tensor, horizontal: Tensor, outer: Tensor) -
 def turned_strips(inner: Tensor, vertical: Tensor, horizontal: Tensor, outer: Tensor) -> Tensor:
     """The same of the chain that takes dy to dx."""
     return strips(outer.T, vertical.flip(1), horizontal.flip(1), inner.T)
+
+
+native_on_gpu(f"{OP}_fwd", lambda x, inner, down, across, *_: down.shape[1] * across.shape[1] <= GPU_TAPS)
 
 
 @native_chain(OP, ("ranks", "kh", "kw"), maps=2)

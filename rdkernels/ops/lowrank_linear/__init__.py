@@ -98,8 +98,8 @@ def lowrank_linear(
     Dtypes: float32, bfloat16, float16 (accumulated in float32, rounded once) and float64 (reference backend); one
     dtype and device for all tensors; under autocast they are cast to its dtype first.
 
-    Gradients by every tensor argument, differentiable again. Deterministic on the CPU: the same bits from run to run
-    and for any number of threads.
+    Gradients by every tensor argument, differentiable again. On the CPU y has the same bits from run to run and for any
+    number of threads; the gradients are partly torch's own, and as reproducible as those.
 
     Raises:
         TypeError, ValueError: before any work, naming the argument, what came and what is allowed.

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...registry import native_on_gpu
 from ..chain import Conv, NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
 from ..convolution import Geometry
 from ..packing import core_lines, pack, packed
 from . import OP
+
+GPU_TAPS = 225  # a window of more does not fit into every GPU's shared memory
 
 
 def strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
@@ -20,6 +23,9 @@ def strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
 def turned_strips(inner: Tensor, core: Tensor, outer: Tensor) -> Tensor:
     """The same of the chain that takes dy to dx."""
     return strips(outer.T, core.flip(2, 3).transpose(0, 1), inner.T)
+
+
+native_on_gpu(f"{OP}_fwd", lambda x, inner, core, *_: core.shape[2] * core.shape[3] <= GPU_TAPS)
 
 
 @native_chain(OP, ("r1", "r2", "kh", "kw"), maps=2)
