@@ -27,7 +27,7 @@ struct CP {
   }
 
   Tiles tiles(int64_t threads) const {
-    const int64_t rows = g.dilation_h * (kh - 1) + 2, line = panels.floats(rows) + x.c;
+    const int64_t rows = g.dilation_h * (kh - 1) + 2, line = panels.floats(rows) + 3 * kPanel + x.c;
     const int64_t most = std::max<int64_t>(1, (2 * kLineFloats / line - kw * g.dilation_w) / g.stride_w);
     const double halo = double(g.dilation_h * (kh - 1)) / double(g.stride_h);
     const double inner = double(x.c * g.stride_h) / double(x.c * g.stride_h + out.y.c);
