@@ -17,7 +17,7 @@ from rdkernels.ops.hashed_linear import cases
 
 OP = "hashed_linear"
 FWD, BWD_X, BWD_BANK = "hashed_linear_fwd", "hashed_linear_bwd_x", "hashed_linear_bwd_bank"
-REFERENCE = {name: table["reference"].run for name, table in registry._PASSES.items()}
+REFERENCE = {name: registry._PASSES[name]["reference"].run for name in registry._FAMILY[OP]}
 LANE = Lane("triton", "cpu", "fp32")  # the broken backend stands in triton's place
 CASE = next(case for case in cases.CORRECTNESS if case.name == "chunk-few")
 
