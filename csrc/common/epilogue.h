@@ -177,8 +177,9 @@ struct ToPixels {
 // Pixels [x, x + count) of a row from fp32 rows `c` of strips that begin at column `first`: the way of all other
 // outputs.
 template <class T>
-void finish(const Output<T>& out, int64_t image, int64_t row, int64_t x, int64_t count, const float* c, int64_t c_row,
-            int64_t first, int64_t columns) {
+__attribute__((noinline, noclone)) void finish(const Output<T>& out, int64_t image, int64_t row, int64_t x,
+                                               int64_t count, const float* c, int64_t c_row, int64_t first,
+                                               int64_t columns) {
   T* const y = out.y.at(image, row, x);
   const T* const residual = out.residual ? out.residual + (y - out.y.data) : nullptr;
   const int64_t pixel = out.y.w_stride, channel = out.y.c_stride;

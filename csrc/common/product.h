@@ -126,7 +126,7 @@ using BlockProduct = void (*)(const Product&, int64_t, int64_t, const Sink&);
 
 template <class Sink, int NJ, bool kSplit, int... I>
 constexpr std::array<BlockProduct<Sink>, sizeof...(I)> block_products(std::integer_sequence<int, I...>) {
-  return {block_product<I + 1, NJ, kSplit, Sink>...};
+  return {block_product<I + 1, NJ, (kSums<I + 1, NJ, kSplit> > 1), Sink>...};
 }
 
 // All `rows` by `strips`, in blocks of about equal height; strips outermost, so that B's part stays near. With kSplit

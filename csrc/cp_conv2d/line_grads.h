@@ -11,6 +11,9 @@
 #include "common/epilogue.h"
 #include "cp_conv2d/depthwise.h"
 
+// As many as the taps that have code of their own; where their number is not known more would only be larger.
+#define RDK_UNROLL_TAPS _Pragma("GCC unroll 10")
+
 namespace rdk {
 
 struct LineGrads {
@@ -41,30 +44,30 @@ struct LineGrads {
     V16* const line = KH ? registers : memory.data();  // the taps, vertical then horizontal
     V16* const sum = line + taps_down + taps_across;   // their gradients along a row
     V16* const value = sum + taps_down + taps_across;  // t down, dz across
-    RDK_UNROLL for (int64_t k = 0; k < taps_down + taps_across; ++k) line[k] = load16(taps + k * row + first);
+    RDK_UNROLL_TAPS for (int64_t k = 0; k < taps_down + taps_across; ++k) line[k] = load16(taps + k * row + first);
     for (int64_t image = 0; image < n; ++image) {
       for (int64_t y = 0; y < out_h; ++y) {
-        RDK_UNROLL for (int64_t k = 0; k < taps_down + taps_across; ++k) sum[k] = V16{};
+        RDK_UNROLL_TAPS for (int64_t k = 0; k < taps_down + taps_across; ++k) sum[k] = V16{};
         const float* const from = dz + ((image * out_h + y) * out_w) * ranks + first;
         for (int64_t x = 0; x < w; ++x) {
           V16 u{}, v{};
-          RDK_UNROLL for (int64_t i = 0; i < taps_down; ++i) {
+          RDK_UNROLL_TAPS for (int64_t i = 0; i < taps_down; ++i) {
             const int64_t r = y - top + i * dilation_h;
             value[i] = r >= 0 && r < h ? at(t + ((image * h + r) * w + x) * ranks + first, lanes) : V16{};
             u = multiply_add(line[i], value[i], u);
           }
-          RDK_UNROLL for (int64_t j = 0; j < taps_across; ++j) {
+          RDK_UNROLL_TAPS for (int64_t j = 0; j < taps_across; ++j) {
             const int64_t c = x + left - j * dilation_w;
             V16& d = value[taps_down + j];
             d = c >= 0 && c < out_w ? at(from + c * ranks, lanes) : V16{};
             v = multiply_add(line[taps_down + j], d, v);
           }
           // a tap outside adds nothing, also where the other side is NaN
-          RDK_UNROLL for (int64_t i = 0; i < taps_down; ++i) {
+          RDK_UNROLL_TAPS for (int64_t i = 0; i < taps_down; ++i) {
             const int64_t r = y - top + i * dilation_h;
             if (r >= 0 && r < h) sum[i] = multiply_add(v, value[i], sum[i]);
           }
-          RDK_UNROLL for (int64_t j = 0; j < taps_across; ++j) {
+          RDK_UNROLL_TAPS for (int64_t j = 0; j < taps_across; ++j) {
             const int64_t c = x + left - j * dilation_w;
             if (c >= 0 && c < out_w) sum[taps_down + j] = multiply_add(u, value[taps_down + j], sum[taps_down + j]);
           }

@@ -79,10 +79,30 @@ void window_block(const Windows& w, int64_t first, float* c, int64_t c_row) {
   }
 }
 
-template <int N, int KW, int... I>
-void window_rows(const Windows& w, int64_t pixels, float* c, int64_t c_row, std::integer_sequence<int, I...>) {
-  static constexpr std::array<void (*)(const Windows&, int64_t, float*, int64_t), sizeof...(I)> kernels = {
-      window_block<N, I + 1, KW>...};
+using WindowBlock = void (*)(const Windows&, int64_t, float*, int64_t);
+
+// A width that is known: straight code for a few heights only; the last block may begin within the one before it.
+template <int N, int KW>
+void window_width(const Windows& w, int64_t pixels, float* c, int64_t c_row) {
+  constexpr int kMost = Outputs<N>::kRows;
+  static constexpr std::array<std::pair<int64_t, WindowBlock>, 3> kernels = {
+      {{kMost, window_block<N, kMost, KW>},
+       {kMost / 2, window_block<N, kMost / 2, KW>},
+       {kMost / 4, window_block<N, kMost / 4, KW>}}};
+  auto best = kernels.back();
+  int64_t least = pixels * 2 + kMost;
+  for (const auto& kernel : kernels) {
+    const int64_t made = (pixels + kernel.first - 1) / kernel.first * kernel.first;
+    if (kernel.first <= pixels && made < least) best = kernel, least = made;
+  }
+  for (int64_t first = 0; first < pixels; first += best.first) {
+    best.second(w, std::min(first, pixels - best.first), c, c_row);
+  }
+}
+
+template <int N, int... I>
+void window_any(const Windows& w, int64_t pixels, float* c, int64_t c_row, std::integer_sequence<int, I...>) {
+  static constexpr std::array<WindowBlock, sizeof...(I)> kernels = {window_block<N, I + 1, 0>...};
   constexpr int64_t most = sizeof...(I);
   const int64_t blocks = (pixels + most - 1) / most;
   for (int64_t block = 0, first = 0; block < blocks; ++block) {
@@ -94,14 +114,13 @@ void window_rows(const Windows& w, int64_t pixels, float* c, int64_t c_row, std:
 
 template <int N>
 void window_product(const Windows& w, int64_t pixels, float* c, int64_t c_row) {
-  const auto rows = std::make_integer_sequence<int, Outputs<N>::kRows>{};
-  if (w.dilation == 1) {
-    if (w.kw == 3) return window_rows<N, 3>(w, pixels, c, c_row, rows);
-    if (w.kw == 5) return window_rows<N, 5>(w, pixels, c, c_row, rows);
-    if (w.kw == 7) return window_rows<N, 7>(w, pixels, c, c_row, rows);
-    if (w.kw == 11) return window_rows<N, 11>(w, pixels, c, c_row, rows);
+  if (w.dilation == 1 && pixels >= Outputs<N>::kRows / 4) {
+    if (w.kw == 3) return window_width<N, 3>(w, pixels, c, c_row);
+    if (w.kw == 5) return window_width<N, 5>(w, pixels, c, c_row);
+    if (w.kw == 7) return window_width<N, 7>(w, pixels, c, c_row);
+    if (w.kw == 11) return window_width<N, 11>(w, pixels, c, c_row);
   }
-  window_rows<N, 0>(w, pixels, c, c_row, rows);
+  window_any<N>(w, pixels, c, c_row, std::make_integer_sequence<int, Outputs<N>::kRows>{});
 }
 
 }  // namespace rdk
