@@ -84,11 +84,11 @@ using WindowBlock = void (*)(const Windows&, int64_t, float*, int64_t);
 // A width that is known: straight code for a few heights only; the last block may begin within the one before it.
 template <int N, int KW>
 void window_width(const Windows& w, int64_t pixels, float* c, int64_t c_row) {
-  constexpr int kMost = Outputs<N>::kRows;
+  constexpr int kMost = Outputs<N>::kRows, kMiddle = std::max(1, kMost / 2), kQuarter = std::max(1, kMost / 4);
   static constexpr std::array<std::pair<int64_t, WindowBlock>, 3> kernels = {
       {{kMost, window_block<N, kMost, KW>},
-       {kMost / 2, window_block<N, kMost / 2, KW>},
-       {kMost / 4, window_block<N, kMost / 4, KW>}}};
+       {kMiddle, window_block<N, kMiddle, KW>},
+       {kQuarter, window_block<N, kQuarter, KW>}}};
   auto best = kernels.back();
   int64_t least = pixels * 2 + kMost;
   for (const auto& kernel : kernels) {
@@ -114,7 +114,7 @@ void window_any(const Windows& w, int64_t pixels, float* c, int64_t c_row, std::
 
 template <int N>
 void window_product(const Windows& w, int64_t pixels, float* c, int64_t c_row) {
-  if (w.dilation == 1 && pixels >= Outputs<N>::kRows / 4) {
+  if (w.dilation == 1 && pixels >= std::max(1, Outputs<N>::kRows / 4)) {
     if (w.kw == 3) return window_width<N, 3>(w, pixels, c, c_row);
     if (w.kw == 5) return window_width<N, 5>(w, pixels, c, c_row);
     if (w.kw == 7) return window_width<N, 7>(w, pixels, c, c_row);
