@@ -159,16 +159,22 @@ def _as_precise_as_torch(run: Callable) -> Callable:
     return call
 
 
-def pick(name: str, args: tuple) -> Callable[..., Any]:
-    """The implementation of pass `name` for this call: the forced backend, else the first in order that serves."""
+def _chosen(name: str, args: tuple) -> str | None:
     table = _PASSES[name]
     ordered = _ORDERS[name](*args) if name in _ORDERS and args[0].is_cuda else ORDER
     for candidate in (_forced,) if _forced else ordered:
-        entry = table.get(candidate)
-        if entry is not None and entry.serves(*args):
-            for record in _traces:
-                record.append((name, candidate))
-            return entry.run
+        if candidate in table and table[candidate].serves(*args):
+            return candidate
+    return None
+
+
+def pick(name: str, args: tuple) -> Callable[..., Any]:
+    """The implementation of pass `name` for this call: the forced backend, else the first in order that serves."""
+    table, candidate = _PASSES[name], _chosen(name, args)
+    if candidate is not None:
+        for record in _traces:
+            record.append((name, candidate))
+        return table[candidate].run
     x = args[0]
     raise RuntimeError(
         f"{NAMESPACE}::{name}: no backend of {sorted(table)} serves {x.dtype} on {x.device}"
@@ -178,12 +184,7 @@ def pick(name: str, args: tuple) -> Callable[..., Any]:
 
 def picks(name: str, backend_name: str, *args: Any) -> bool:
     """Whether `pick` would choose `backend_name` for a call with these leading arguments."""
-    table = _PASSES[name]
-    ordered = _ORDERS[name](*args) if name in _ORDERS and args[0].is_cuda else ORDER
-    for candidate in (_forced,) if _forced else ordered:
-        if candidate in table and table[candidate].serves(*args):
-            return candidate == backend_name
-    return False
+    return _chosen(name, args) == backend_name
 
 
 def run(name: str, *args: Any) -> Any:

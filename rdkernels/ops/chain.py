@@ -68,6 +68,13 @@ class Pad(NamedTuple):
 
 
 Stage = Conv | Select | Pad
+
+
+def pads(where: Geometry) -> list[Stage]:
+    """The stage that pads where `where.padding` cannot say it, or none."""
+    return [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
+
+
 Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
 
 

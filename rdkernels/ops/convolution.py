@@ -45,6 +45,19 @@ class Geometry(NamedTuple):
     def symmetric(self) -> bool:
         return self.top == self.bottom and self.left == self.right
 
+    @property
+    def padding(self) -> tuple[int, int]:
+        """What torch's own argument can say of it: nothing where the sides differ."""
+        return (self.top, self.left) if self.symmetric else (0, 0)
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        return self.stride_h, self.stride_w
+
+    @property
+    def dilation(self) -> tuple[int, int]:
+        return self.dilation_h, self.dilation_w
+
 
 IntOrPair = int | Sequence[int]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chain import Conv, Pad, Select, Stage, call, define_chain
+from ..chain import Conv, Select, Stage, call, define_chain, pads
 from ..convolution import (
     Geometry,
     IntOrPair,
@@ -25,16 +25,13 @@ def stages(factors, where: Geometry) -> list[Stage]:
     inner, core, outer, inputs, outputs = factors
     g, h, k1, own = inner.shape
     k2, f = core.shape[2], outer.shape[1]
-    around = (where.top, where.left) if where.symmetric else (0, 0)
-    pad: list[Stage] = [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
-    stride, dilation = (where.stride_h, where.stride_w), (where.dilation_h, where.dilation_w)
     # between the cores (g, h, k2) and the outer factor (h, g, k2): the channels of one output cluster side by side
     by_output = torch.arange(g * h * k2, device=core.device).view(g, h, k2).transpose(0, 1).reshape(-1)
     return [
         Select(inputs),
         Conv(inner.reshape(g * h * k1, own, 1, 1), 0, groups=g),
-        *pad,
-        Conv(core.reshape(g * h * k2, k1, *core.shape[4:]), 1, stride, around, dilation, g * h),
+        *pads(where),
+        Conv(core.reshape(g * h * k2, k1, *core.shape[4:]), 1, where.stride, where.padding, where.dilation, g * h),
         Select(by_output),
         Conv(outer.reshape(h * f, g * k2, 1, 1), 2, groups=h),
         Select(torch.argsort(outputs)),

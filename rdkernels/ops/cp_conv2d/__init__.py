@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chain import Conv, Pad, Stage, call, define_chain
+from ..chain import Conv, Stage, call, define_chain, pads
 from ..convolution import Geometry, IntOrPair, check_epilogue, check_image, check_output, check_tensor, geometry
 
 OP = "cp_conv2d"
@@ -14,13 +14,12 @@ def stages(factors, where: Geometry) -> list[Stage]:
     """1 x 1 C -> R, depthwise kh x 1, depthwise 1 x kw, 1 x 1 R -> O."""
     inner, vertical, horizontal, outer = factors
     ranks = inner.shape[0]
-    down, across = ((where.top, 0), (0, where.left)) if where.symmetric else ((0, 0), (0, 0))
+    down, across = where.padding
     middle: list[Stage] = [
-        Conv(vertical[:, None, :, None], 1, (where.stride_h, 1), down, (where.dilation_h, 1), ranks),
-        Conv(horizontal[:, None, None, :], 2, (1, where.stride_w), across, (1, where.dilation_w), ranks),
+        Conv(vertical[:, None, :, None], 1, (where.stride_h, 1), (down, 0), (where.dilation_h, 1), ranks),
+        Conv(horizontal[:, None, None, :], 2, (1, where.stride_w), (0, across), (1, where.dilation_w), ranks),
     ]
-    pad: list[Stage] = [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
-    return [Conv(inner[:, :, None, None], 0), *pad, *middle, Conv(outer[:, :, None, None], 3)]
+    return [Conv(inner[:, :, None, None], 0), *pads(where), *middle, Conv(outer[:, :, None, None], 3)]
 
 
 define_chain(

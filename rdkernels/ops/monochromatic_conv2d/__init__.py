@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chain import Conv, Pad, Select, Stage, call, define_chain
+from ..chain import Conv, Select, Stage, call, define_chain, pads, run_stages
 from ..convolution import (
     Geometry,
     IntOrPair,
@@ -23,11 +23,8 @@ OP = "monochromatic_conv2d"
 def stages(factors, where: Geometry) -> list[Stage]:
     """1 x 1 C -> C', then each output's kh x kw filter on the colour map that it is assigned."""
     colours, filters, assignment = factors
-    around = (where.top, where.left) if where.symmetric else (0, 0)
-    pad: list[Stage] = [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
-    stride, dilation = (where.stride_h, where.stride_w), (where.dilation_h, where.dilation_w)
-    own = Conv(filters[:, None], 1, stride, around, dilation, filters.shape[0])
-    return [Conv(colours[:, :, None, None], 0), *pad, Select(assignment), own]
+    own = Conv(filters[:, None], 1, where.stride, where.padding, where.dilation, filters.shape[0])
+    return [Conv(colours[:, :, None, None], 0), *pads(where), Select(assignment), own]
 
 
 def backward(dy: Tensor, x: Tensor, factors, where: Geometry, needs) -> list[Tensor | None]:
@@ -35,13 +32,11 @@ def backward(dy: Tensor, x: Tensor, factors, where: Geometry, needs) -> list[Ten
     colours, filters, assignment = factors
     by_x, by_colours, by_filters = needs[:3]
     own = colours[assignment][:, :, None, None]  # [O, C, 1, 1]
-    around = (where.top, where.left) if where.symmetric else (0, 0)
-    pad = None if where.symmetric else Pad(where.left, where.right, where.top, where.bottom)
-    stride, dilation = (where.stride_h, where.stride_w), (where.dilation_h, where.dilation_w)
-    dense = Conv(filters[:, None] * own, 1, stride, around, dilation)
-    dx, dweight = dense.gradients(dy, x if pad is None else pad(x), by_x, by_colours or by_filters)
-    if pad is not None and dx is not None:
-        dx, _ = pad.gradients(dx, x, True, False)
+    dense = Conv(filters[:, None] * own, 1, where.stride, where.padding, where.dilation)
+    *inner, padded = run_stages(x, pads(where))
+    dx, dweight = dense.gradients(dy, padded, by_x, by_colours or by_filters)
+    for stage in pads(where):
+        dx = None if dx is None else stage.gradients(dx, inner[0], True, False)[0]
     dcolours = dfilters = None
     if dweight is not None and by_filters:
         dfilters = (dweight * own).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chain import Conv, Pad, Stage, call, define_chain
+from ..chain import Conv, Stage, call, define_chain, pads
 from ..convolution import Geometry, IntOrPair, check_epilogue, check_image, check_output, check_tensor, geometry
 
 OP = "separable_conv2d"
@@ -13,12 +13,12 @@ OP = "separable_conv2d"
 def stages(factors, where: Geometry) -> list[Stage]:
     """C -> R by kh x 1, R -> O by 1 x kw; torch's own padding where it can say it."""
     vertical, horizontal = factors
-    down, across = ((where.top, 0), (0, where.left)) if where.symmetric else ((0, 0), (0, 0))
-    chain: list[Stage] = [
-        Conv(vertical[:, :, :, None], 0, (where.stride_h, 1), down, (where.dilation_h, 1)),
-        Conv(horizontal[:, :, None, :], 1, (1, where.stride_w), across, (1, where.dilation_w)),
+    down, across = where.padding
+    return [
+        *pads(where),
+        Conv(vertical[:, :, :, None], 0, (where.stride_h, 1), (down, 0), (where.dilation_h, 1)),
+        Conv(horizontal[:, :, None, :], 1, (1, where.stride_w), (0, across), (1, where.dilation_w)),
     ]
-    return chain if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom), *chain]
 
 
 define_chain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chain import Conv, Pad, Stage, call, define_chain
+from ..chain import Conv, Stage, call, define_chain, pads
 from ..convolution import Geometry, IntOrPair, check_epilogue, check_image, check_output, check_tensor, geometry
 
 OP = "tucker_conv2d"
@@ -13,10 +13,8 @@ OP = "tucker_conv2d"
 def stages(factors, where: Geometry) -> list[Stage]:
     """1 x 1 C -> R1, kh x kw R1 -> R2, 1 x 1 R2 -> O."""
     inner, core, outer = factors
-    around = (where.top, where.left) if where.symmetric else (0, 0)
-    pad: list[Stage] = [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
-    middle = Conv(core, 1, (where.stride_h, where.stride_w), around, (where.dilation_h, where.dilation_w))
-    return [Conv(inner[:, :, None, None], 0), *pad, middle, Conv(outer[:, :, None, None], 2)]
+    middle = Conv(core, 1, where.stride, where.padding, where.dilation)
+    return [Conv(inner[:, :, None, None], 0), *pads(where), middle, Conv(outer[:, :, None, None], 2)]
 
 
 define_chain(
