@@ -17,6 +17,7 @@ FAST = [lane for lane in lanes(OP) if not lane.slow and lane.kind in ("fp32", "b
 class TestContract(LowRankConv):
     op = OP
     cases = cases.CORRECTNESS
+    written_for = ("native",)
 
 
 @pytest.mark.parametrize("lane", FAST, ids=str)
