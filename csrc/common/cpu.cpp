@@ -1,5 +1,7 @@
-// What the rooms of the low-rank chains share on the CPU: the layout of packed factors.
+// What the rooms of the low-rank chains share on the CPU: the layout of packed factors, the gradient of taps.
+#include "common/conv_tensor.h"
 #include "common/panels.h"
+#include "common/tap_grads.h"
 #include "common/tensor.h"
 
 namespace rdk {
@@ -24,10 +26,41 @@ void strips(Tensor packed, int64_t offset, int64_t rows, int64_t row, const Tens
 
 int64_t panel() { return kPanel; }
 
+Tensor tap_grads(const Tensor& dz, const Tensor& t, int64_t groups, int64_t kh, int64_t kw, int64_t top, int64_t left,
+                 int64_t dilation_h, int64_t dilation_w) {
+  const char* op = "lowrank_tap_grads";
+  for (const Tensor* map : {&dz, &t}) {
+    STD_TORCH_CHECK(
+        map->dim() == 4 && map->scalar_type() == ScalarType::Float && (map->size(1) == 1 || map->stride(1) == 1), op,
+        ": maps must be 4-D float32, channels side by side");
+    STD_TORCH_CHECK(groups > 0 && map->size(1) > 0 && map->size(1) % groups == 0, op, ": channels must divide into ",
+                    groups, " groups, got ", map->size(1));
+  }
+  STD_TORCH_CHECK(dz.size(0) == t.size(0), op, ": dz and t must be of one batch");
+  STD_TORCH_CHECK(kh > 0 && kw > 0 && dilation_h > 0 && dilation_w > 0, op, ": taps and dilations must be positive");
+  Tensor grads = torch::stable::new_empty(dz, {kh, kw, groups, dz.size(1) / groups, t.size(1) / groups});
+  float* const made = static_cast<float*>(grads.mutable_data_ptr());
+  const TapGrads kernel{
+      image<const float>(dz), image<const float>(t), groups, kh, kw, top, left, dilation_h, dilation_w, made};
+  if (dz.numel() == 0 || t.numel() == 0) {
+    std::fill_n(made, kernel.size(), 0.0f);
+    return grads;
+  }
+  std::vector<float> partial(size_t(kernel.partial_floats()));
+  parallel(kernel.tasks(), [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) kernel.run(i, partial.data());
+  });
+  kernel.add_parts(partial.data());
+  return grads;
+}
+
 }  // namespace
 }  // namespace rdk
 
-STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CPU, m) { m.impl("lowrank_strips", TORCH_BOX(&rdk::strips)); }
+STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CPU, m) {
+  m.impl("lowrank_strips", TORCH_BOX(&rdk::strips));
+  m.impl("lowrank_tap_grads", TORCH_BOX(&rdk::tap_grads));
+}
 STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CompositeExplicitAutograd, m) {
   m.impl("lowrank_panel", TORCH_BOX(&rdk::panel));
 }

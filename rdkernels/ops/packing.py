@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from ..registry import define_native
 
 define_native("lowrank_panel() -> int")
 define_native("lowrank_strips(Tensor(a!) packed, int offset, int rows, int row, Tensor matrix) -> ()")
+define_native(
+    "lowrank_tap_grads(Tensor dz, Tensor t, int groups, int kh, int kw, int top, int left, int dilation_h, "
+    "int dilation_w) -> Tensor"
+)
 STRIP = 16
 
 
@@ -62,34 +66,42 @@ def core_lines(core: Tensor) -> list[Tensor]:
     return [part for line in core.unbind(2) for part in panels(line.permute(2, 1, 0))]
 
 
-_kept: dict[tuple, tuple[tuple[weakref.ref, ...], Any]] = {}
+class _Derived(NamedTuple):
+    state: tuple
+    refs: tuple[weakref.ref, ...]
+    made: dict[Any, Any]
+
+
+_derived: dict[tuple[int, ...], _Derived] = {}
+
+
+def derived(tensors: Sequence[Tensor]) -> dict[Any, Any]:
+    """What callers keep of these tensors: one dict for as long as none of them is written, then an empty one.
+
+    Seen are writes that raise a tensor's version counter, as every in-place operation does, and new storage; a write
+    through `.data` is not. Inference tensors have no counter: their dict is never kept.
+    """
+    if any(t.is_inference() for t in tensors):
+        return {}
+    key = tuple(map(id, tensors))
+    state = tuple((t._version, t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
+    found = _derived.get(key)
+    if found is None or found.state != state or any(ref() is not t for ref, t in zip(found.refs, tensors, strict=True)):
+        refs = tuple(weakref.ref(t, functools.partial(_forget, key)) for t in tensors)
+        found = _derived[key] = _Derived(state, refs, {})
+    return found.made
+
+
+def _forget(key: tuple[int, ...], ref: weakref.ref) -> None:
+    found = _derived.get(key)
+    if found is not None and any(ref is own for own in found.refs):  # else other tensors have these ids by now
+        del _derived[key]
 
 
 def packed(op: str, factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:
-    """`pack(*factors)` in float32, from the last call with these tensors if none was written since.
-
-    Seen are writes that raise a tensor's version counter, as every in-place operation does; a write through `.data` is
-    not. Inference tensors have no counter and are packed at every call.
-    """
-    if any(t.is_inference() for t in factors):
-        return _pack(factors, pack)
-    key = (op, *((id(t), t._version, t.data_ptr(), t.shape, t.stride(), t.dtype) for t in factors))
-    found = _kept.get(key)
-    if found is not None and all(ref() is t for ref, t in zip(found[0], factors, strict=True)):
-        return found[1]
-    ids = [(op, *(part[0] for part in key[1:]))]
-    for old in [k for k in _kept if (k[0], *(part[0] for part in k[1:])) in ids]:  # an older version of the same
-        del _kept[old]
-    made = _pack(factors, pack)
-    refs = tuple(weakref.ref(t, functools.partial(_forget, key)) for t in factors)
-    _kept[key] = refs, made
-    return made
-
-
-def _forget(key: tuple, _: weakref.ref) -> None:
-    _kept.pop(key, None)
-
-
-def _pack(factors: Sequence[Tensor], pack: Callable[..., Any]) -> Any:
-    with torch.no_grad():
-        return pack(*(t.detach().to(torch.float32) if t.is_floating_point() else t for t in factors))
+    """`pack(*factors)` in float32, kept while `derived` keeps it."""
+    kept = derived(factors)
+    if op not in kept:
+        with torch.no_grad():
+            kept[op] = pack(*(t.detach().to(torch.float32) if t.is_floating_point() else t for t in factors))
+    return kept[op]
