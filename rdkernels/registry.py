@@ -172,14 +172,19 @@ def pick(name: str, args: tuple) -> Callable[..., Any]:
     """The implementation of pass `name` for this call: the forced backend, else the first in order that serves."""
     table, candidate = _PASSES[name], _chosen(name, args)
     if candidate is not None:
-        for record in _traces:
-            record.append((name, candidate))
+        note(name, candidate)
         return table[candidate].run
     x = args[0]
     raise RuntimeError(
         f"{NAMESPACE}::{name}: no backend of {sorted(table)} serves {x.dtype} on {x.device}"
         + (f" (forced: {_forced!r})" if _forced else "")
     )
+
+
+def note(name: str, backend_name: str) -> None:
+    """Pass `name` is run by that backend: what `trace` records."""
+    for record in _traces:
+        record.append((name, backend_name))
 
 
 def picks(name: str, backend_name: str, *args: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from ..registry import backend, define, define_native, define_whole, native_on_cpu, picks, plain, run
 from .convolution import Activation, Geometry, memory_format, new_output
+from .replay import record
 
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
@@ -203,14 +204,22 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
         def fwd(x: Tensor, *args: Any) -> list[Tensor]:
             factors, (bias, residual) = args[: chained.given], args[chained.given : chained.given + 2]
             where, (activation, keep) = Geometry(*args[-10:-2]), args[-2:]
-            y = new_output(x, *chained.out(x, factors, where))
-            if residual is not None:
-                residual = residual.contiguous(memory_format=memory_format(x))
-            found = new_maps(op, x, factors, where) if keep else []
-            call = prepare(x, factors)
-            kept: Sequence[Tensor | None] = found or [None] * maps
-            twin(y, x, call.packed, bias, residual, *kept, *call.tensors, *call.numbers, *where, activation)
-            return [y, *found]
+            call, form = prepare(x, factors), memory_format(x)
+            size = (x.shape[0], *chained.out(x, factors, where))
+            numbers = (*call.tensors, *call.numbers, *where, activation)
+
+            def launch(x: Tensor, bias: Tensor | None, residual: Tensor | None, kept: Sequence = (None,) * maps):
+                y = torch.empty(size, dtype=x.dtype, memory_format=form)
+                if residual is not None:
+                    residual = residual.contiguous(memory_format=form)
+                twin(y, x, call.packed, bias, residual, *kept, *numbers)
+                return y
+
+            if keep:
+                found = new_maps(op, x, factors, where)
+                return [launch(x, bias, residual, found), *found]
+            record(f"{op}_fwd", launch)
+            return [launch(x, bias, residual)]
 
         return prepare
 
@@ -322,12 +331,13 @@ def run_reversed(
     numbers: Sequence[int],
     weights: Tensor,
     back: Geometry,
+    tensors: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:
     """dx of the shape and format of x, and the maps inside: the CPU kernel of `op` on dy with its factors turned."""
     dx = torch.empty_like(x, memory_format=memory_format(x))
     maps = new_maps(op, dy, turned, back)
     getattr(torch.ops.rdkernels_native, f"{op}_run").default(
-        dx, dy, weights, None, None, *maps, *numbers, *back, Activation.none
+        dx, dy, weights, None, None, *maps, *tensors, *numbers, *back, Activation.none
     )
     return [dx, *maps]
 

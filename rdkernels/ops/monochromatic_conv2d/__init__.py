@@ -16,6 +16,7 @@ from ..convolution import (
     check_tensor,
     geometry,
 )
+from ..replay import replayed
 
 OP = "monochromatic_conv2d"
 
@@ -57,6 +58,7 @@ define_chain(
 from . import native  # noqa: E402,F401  it attaches itself to the pass above
 
 
+@replayed(3)
 def monochromatic_conv2d(
     x: Tensor,
     colours: Tensor,

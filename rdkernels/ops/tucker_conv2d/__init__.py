@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..chain import Conv, Stage, call, define_chain, pads
 from ..convolution import Geometry, IntOrPair, check_epilogue, check_image, check_output, check_tensor, geometry
+from ..replay import replayed
 
 OP = "tucker_conv2d"
 
@@ -32,6 +33,7 @@ define_chain(
 from . import native, triton  # noqa: E402,F401  they attach themselves to the pass above
 
 
+@replayed(3)
 def tucker_conv2d(
     x: Tensor,
     inner: Tensor,
