@@ -1,10 +1,14 @@
-"""What the CPU kernel is given: factors as strips, the vertical result kept for the backward."""
+"""What the CPU kernel is given: factors as strips, the vertical result kept; the backward as the chain reversed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from ..chain import NativeCall, native_chain
+from ..chain import NativeCall, native_backward, native_chain, new_maps, reversed_geometry
+from ..convolution import Activation, Geometry
 from ..packing import pack, packed, panels
 from . import OP
 
@@ -14,7 +18,37 @@ def strips(vertical: Tensor, horizontal: Tensor) -> Tensor:
     return pack([vertical.permute(2, 1, 0)], panels(horizontal.permute(2, 1, 0)))
 
 
+def turned_strips(vertical: Tensor, horizontal: Tensor) -> Tensor:
+    """The same of the chain that takes dy to dx, on maps whose height and width are exchanged."""
+    return strips(horizontal.flip(2).transpose(0, 1), vertical.flip(2).transpose(0, 1))
+
+
 @native_chain(OP, ("ranks", "kh", "kw"), maps=1)
 def prepare(x: Tensor, factors: tuple[Tensor, Tensor]) -> NativeCall:
     ranks, _, kh = factors[0].shape
     return NativeCall(packed(OP, factors, strips), (ranks, kh, factors[1].shape[2]))
+
+
+@native_backward(OP)
+def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Tensor], where: Geometry):
+    """dy through the horizontal factor, then the vertical one: a separable convolution with the axes exchanged."""
+    vertical, horizontal = factors
+    ranks, channels, kh = vertical.shape
+    kw = horizontal.shape[2]
+    back = reversed_geometry(where, kh, kw)
+    if min(back) < 0:
+        return None
+    back = Geometry(1, 1, back.left, back.right, back.top, back.bottom, back.dilation_w, back.dilation_h)
+    (t,) = maps
+    dy, x, t = (m.contiguous(memory_format=torch.channels_last) for m in (dy, x, t))
+    dx, across = torch.empty_like(x), dy.transpose(2, 3)
+    turned = (horizontal.transpose(0, 1), vertical.transpose(0, 1))  # as far as shapes go
+    (dt,) = new_maps(OP, across, turned, back)
+    weights = packed(f"{OP} reversed", factors, turned_strips)
+    native = torch.ops.rdkernels_native
+    native.separable_conv2d_run(
+        dx.transpose(2, 3), across, weights, None, None, dt, ranks, kw, kh, *back, Activation.none
+    )
+    down = native.lowrank_tap_grads(dt.transpose(2, 3), x, 1, kh, 1, where.top, 0, where.dilation_h, 1)
+    over = native.lowrank_tap_grads(dy, t, 1, 1, kw, 0, where.left, 1, where.dilation_w)
+    return dx, down.view(kh, ranks, channels).permute(1, 2, 0), over.view(kw, -1, ranks).permute(1, 2, 0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ...registry import native_on_gpu
-from ..chain import Conv, NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
+from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
 from ..convolution import Geometry
 from ..packing import core_lines, pack, packed
 from . import OP
@@ -46,6 +47,7 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     weights = packed(f"{OP} reversed", factors, turned_strips)
     turned = (outer.T, core.transpose(0, 1), inner.T)  # as far as shapes go
     dx, dsecond, dfirst = run_reversed(OP, dy, x, turned, (r2, r1, kh, kw), weights, back)
-    middle = Conv(core, 1, (1, 1), (where.top, where.left), (where.dilation_h, where.dilation_w))
-    _, dcore = middle.gradients(dsecond, first, False, True)
-    return dx, pixels(dfirst).T @ pixels(x), dcore, pixels(dy).T @ pixels(second)
+    dcore = torch.ops.rdkernels_native.lowrank_tap_grads(
+        dsecond, first.contiguous(memory_format=torch.channels_last), 1, kh, kw, where.top, where.left, where.dilation_h, where.dilation_w
+    )
+    return dx, pixels(dfirst).T @ pixels(x), dcore[:, :, 0].permute(2, 3, 0, 1), pixels(dy).T @ pixels(second)
