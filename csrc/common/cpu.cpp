@@ -54,12 +54,27 @@ Tensor tap_grads(const Tensor& dz, const Tensor& t, int64_t groups, int64_t kh, 
   return grads;
 }
 
+// [kh, kw, groups, R2, R1] -> [groups, R2, R1, kh, kw]
+Tensor taps_last(const Tensor& grads) {
+  STD_TORCH_CHECK(grads.dim() == 5 && grads.scalar_type() == ScalarType::Float && grads.is_contiguous(),
+                  "lowrank_taps_last: grads must be 5-D contiguous float32");
+  const int64_t taps = grads.size(0) * grads.size(1), count = grads.size(2) * grads.size(3) * grads.size(4);
+  Tensor made =
+      torch::stable::new_empty(grads, {grads.size(2), grads.size(3), grads.size(4), grads.size(0), grads.size(1)});
+  float* const to = static_cast<float*>(made.mutable_data_ptr());
+  torch::stable::parallel_for(0, strips_of(count), std::max<int64_t>(1, 2048 / taps), [&](int64_t first, int64_t last) {
+    turn_taps(data<float>(grads), taps, count, first * kVec, std::min(count, last * kVec), to);
+  });
+  return made;
+}
+
 }  // namespace
 }  // namespace rdk
 
 STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CPU, m) {
   m.impl("lowrank_strips", TORCH_BOX(&rdk::strips));
   m.impl("lowrank_tap_grads", TORCH_BOX(&rdk::tap_grads));
+  m.impl("lowrank_taps_last", TORCH_BOX(&rdk::taps_last));
 }
 STABLE_TORCH_LIBRARY_IMPL(rdkernels_native, CompositeExplicitAutograd, m) {
   m.impl("lowrank_panel", TORCH_BOX(&rdk::panel));

@@ -246,4 +246,24 @@ struct TapGrads {
   };
 };
 
+// Columns [first, last) of [taps][count] as [count][taps], sixteen by sixteen.
+inline void turn_taps(const float* from, int64_t taps, int64_t count, int64_t first, int64_t last, float* to) {
+  for (int64_t m = first; m < last; m += kVec) {
+    const int columns = int(std::min<int64_t>(kVec, last - m));
+    for (int64_t k = 0; k < taps; k += kVec) {
+      const int rows = int(std::min<int64_t>(kVec, taps - k));
+      V16 block[kVec];
+      for (int l = 0; l < kVec; ++l) {
+        const float* const row = from + (k + l) * count + m;
+        block[l] = l >= rows ? V16{} : columns == kVec ? load16(row) : load_first(row, columns);
+      }
+      transpose16(block);
+      for (int l = 0; l < columns; ++l) {
+        float* const row = to + (m + l) * taps + k;
+        rows == kVec ? store16(row, block[l]) : store_first(row, block[l], rows);
+      }
+    }
+  }
+}
+
 }  // namespace rdk

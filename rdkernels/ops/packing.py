@@ -19,10 +19,6 @@ from ..registry import define_native
 
 define_native("lowrank_panel() -> int")
 define_native("lowrank_strips(Tensor(a!) packed, int offset, int rows, int row, Tensor matrix) -> ()")
-define_native(
-    "lowrank_tap_grads(Tensor dz, Tensor t, int groups, int kh, int kw, int top, int left, int dilation_h, "
-    "int dilation_w) -> Tensor"
-)
 STRIP = 16
 
 

@@ -102,6 +102,14 @@ def test_of_no_pixels_is_zero():
     assert torch.equal(grads(dz, t, 1, 3, 3, 1, 1, 1, 1), torch.zeros(3, 3, 1, 3, 4))
 
 
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(shape=st.tuples(st.integers(1, 7), st.integers(1, 7), few, st.integers(1, 20), st.integers(1, 40)))
+def test_taps_last_moves_every_value(shape):
+    made = torch.arange(1, 1 + torch.Size(shape).numel(), dtype=torch.float32).view(shape)
+    turned = torch.ops.rdkernels_native.lowrank_taps_last(made)
+    assert turned.is_contiguous() and torch.equal(turned, made.permute(2, 3, 4, 0, 1))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

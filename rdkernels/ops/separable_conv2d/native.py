@@ -10,6 +10,7 @@ from torch import Tensor
 from ..chain import NativeCall, native_backward, native_chain, new_maps, reversed_geometry
 from ..convolution import Activation, Geometry
 from ..packing import pack, packed, panels
+from ..tap_grads import weight_grad
 from . import OP
 
 
@@ -33,8 +34,7 @@ def prepare(x: Tensor, factors: tuple[Tensor, Tensor]) -> NativeCall:
 def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Tensor], where: Geometry):
     """dy through the horizontal factor, then the vertical one: a separable convolution with the axes exchanged."""
     vertical, horizontal = factors
-    ranks, channels, kh = vertical.shape
-    kw = horizontal.shape[2]
+    (ranks, _, kh), kw = vertical.shape, horizontal.shape[2]
     back = reversed_geometry(where, kh, kw)
     if min(back) < 0:
         return None
@@ -45,10 +45,9 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     turned = (horizontal.transpose(0, 1), vertical.transpose(0, 1))  # as far as shapes go
     (dt,) = new_maps(OP, across, turned, back)
     weights = packed(f"{OP} reversed", factors, turned_strips)
-    native = torch.ops.rdkernels_native
-    native.separable_conv2d_run(
+    torch.ops.rdkernels_native.separable_conv2d_run(
         dx.transpose(2, 3), across, weights, None, None, dt, ranks, kw, kh, *back, Activation.none
     )
-    down = native.lowrank_tap_grads(dt.transpose(2, 3), x, 1, kh, 1, where.top, 0, where.dilation_h, 1)
-    over = native.lowrank_tap_grads(dy, t, 1, 1, kw, 0, where.left, 1, where.dilation_w)
-    return dx, down.view(kh, ranks, channels).permute(1, 2, 0), over.view(kw, -1, ranks).permute(1, 2, 0)
+    down = weight_grad(dt.transpose(2, 3), x, (kh, 1), (where.top, 0), (where.dilation_h, 1))
+    over = weight_grad(dy, t, (1, kw), (0, where.left), (1, where.dilation_w))
+    return dx, down[..., 0], over[:, :, 0]

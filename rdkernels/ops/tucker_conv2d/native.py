@@ -11,6 +11,7 @@ from ...registry import native_on_gpu
 from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
 from ..convolution import Geometry
 from ..packing import core_lines, pack, packed
+from ..tap_grads import weight_grad
 from . import OP
 
 GPU_TAPS = 225  # a window of more does not fit into every GPU's shared memory
@@ -47,7 +48,7 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     weights = packed(f"{OP} reversed", factors, turned_strips)
     turned = (outer.T, core.transpose(0, 1), inner.T)  # as far as shapes go
     dx, dsecond, dfirst = run_reversed(OP, dy, x, turned, (r2, r1, kh, kw), weights, back)
-    dcore = torch.ops.rdkernels_native.lowrank_tap_grads(
-        dsecond, first.contiguous(memory_format=torch.channels_last), 1, kh, kw, where.top, where.left, where.dilation_h, where.dilation_w
-    )
-    return dx, pixels(dfirst).T @ pixels(x), dcore[:, :, 0].permute(2, 3, 0, 1), pixels(dy).T @ pixels(second)
+    first = first.contiguous(memory_format=torch.channels_last)
+    before, dilation = (where.top, where.left), (where.dilation_h, where.dilation_w)
+    dcore = weight_grad(dsecond, first, (kh, kw), before, dilation)
+    return dx, pixels(dfirst).T @ pixels(x), dcore, pixels(dy).T @ pixels(second)
