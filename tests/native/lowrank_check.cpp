@@ -17,6 +17,7 @@
 #include "monochromatic_conv2d/fused.h"
 #include "separable_conv2d/fused.h"
 #include "tally.h"
+#include "tap_check.h"
 
 namespace {
 
@@ -325,5 +326,6 @@ int main(int argc, char** argv) {
     if (p.w <= kFewRankRows) check("few rows", p);
     check("many rows", p);
   }
+  check_tap_grads(most);
   return report(kLanes) ? 1 : 0;
 }

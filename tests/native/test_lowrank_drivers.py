@@ -5,7 +5,7 @@ import shutil
 import pytest
 from native import make
 
-KERNELS = {"bicluster", "cp", "few rows", "many rows", "monochromatic", "separable", "tucker"}
+KERNELS = {"bicluster", "cp", "few rows", "many rows", "monochromatic", "separable", "tap grads", "tucker"}
 PARTS = {"bf16 loads", "bf16 stores", "erf", "exp", "fp16 loads", "fp16 stores", "gelu", "none", "partial", "phases"}
 PARTS |= {"relu", "silu"}
 FAULTS = {"load": "READ of size", "store": "WRITE of size", "skip": "wrong", "value": "wrong"}
