@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <random>
@@ -284,16 +285,18 @@ inline Chain linear_chain(const Conv& p, Draw& draw) {
   return chain;
 }
 
-// Outputs dealt to the colours unevenly, some colours without any.
+// Outputs dealt to the colours unevenly: one without any, and two that follow one another with at most eight each.
 inline Chain monochromatic_chain(const Conv& p, Draw& draw) {
   const Array colours = factor(draw, p.c, {p.r1, p.c}), filters = factor(draw, p.kh * p.kw, {p.o, p.kh, p.kw});
   Chain chain{{p.o, p.c, p.kh, p.kw, p.g, p.c + p.kh * p.kw}, {}, {}, {}, {}, {}};
   for (int64_t left = p.o, k = 0; k < p.r1; ++k) {
-    const int64_t count = k + 1 == p.r1 ? left : k % 3 == 1 ? 0 : std::min(left, 5 + 8 * k);
+    constexpr std::array<int64_t, 6> kDealt = {5, 8, 0, 21, 3, 13};
+    const int64_t count = k + 1 == p.r1 ? left : std::min(left, kDealt[size_t(k) % kDealt.size()]);
     chain.counts.push_back(count), left -= count;
   }
   if (p.gi > 1) chain.outputs = draw.permutation(p.o);
   for (const double v : colours.data) chain.packed.push_back(float(v));
+  bool second_of_pair = false;
   for (int64_t k = 0, first = 0; k < p.r1; first += chain.counts[size_t(k)], ++k) {
     const int64_t count = chain.counts[size_t(k)], rest = count % 16;
     for (int64_t l = first; l < first + count; ++l) {
@@ -304,12 +307,26 @@ inline Chain monochromatic_chain(const Conv& p, Draw& draw) {
         }
       }
     }
-    const int64_t whole = rest > 8 ? count : count - rest;
     const auto at = [&](int64_t from) {
       return [&filters, &p, from](int64_t tap, int64_t l) { return filters(from + l, tap / p.kw, tap % p.kw); };
     };
-    strips(chain.packed, p.kh * p.kw, whole, at(first));
-    strips(chain.packed, p.kh * p.kw, count - whole, at(first + whole), 8);
+    const auto small = [&](int64_t of) {
+      return of < p.r1 && 0 < chain.counts[size_t(of)] && chain.counts[size_t(of)] <= 8;
+    };
+    if (second_of_pair) {
+      second_of_pair = false;
+    } else if (small(k) && small(k + 1)) {
+      second_of_pair = true;
+      const int64_t next = chain.counts[size_t(k + 1)];
+      const auto in_turn = [&](int64_t tap, int64_t l) {
+        return l / 2 < (l % 2 ? next : count) ? at(l % 2 ? first + count : first)(tap, l / 2) : 0.0;
+      };
+      strips(chain.packed, p.kh * p.kw, 16, in_turn);
+    } else {
+      const int64_t whole = rest > 8 ? count : count - rest;
+      strips(chain.packed, p.kh * p.kw, whole, at(first));
+      strips(chain.packed, p.kh * p.kw, count - whole, at(first + whole), 8);
+    }
   }
   return chain;
 }
