@@ -1,7 +1,8 @@
 """Bounds of every kernel on every GPU, from compiled code alone: a table, a plot and JSON.
 
 python -m bench.static              compile, print the table
-python -m bench.static --write      also docs/measured/static.json, .md and .png
+python -m bench.static --write      also docs/measured/static.json, .md and .png, and static_chains.json and .md
+python -m bench.static --chains     only static_chains.*: the low-rank chains next to dense and unfused
 python -m bench.static --render     .md and .png again from the committed .json: needs no compiler
 """
 
@@ -12,7 +13,7 @@ import json
 import sys
 from typing import Any
 
-from . import bounds, cubin, cuda, report
+from . import bounds, chains, chains_report, cubin, cuda, report
 
 MAIN = "Block<bf16, tensor, 128, 128>"
 WAYS = {"fwd": "Forward", "bwd_x": "InputGrad"}
@@ -85,14 +86,19 @@ def measure() -> dict[str, Any]:
 
 
 def main() -> None:
+    if "--chains" in sys.argv:
+        chains_report.write(chains.measure())
+        return
     if "--render" not in sys.argv:
         result = measure()
         if "--write" in sys.argv:
             report.JSON.write_text(json.dumps(result, indent=1) + "\n")
+            chains_report.write(chains.measure())
     else:
         result = json.loads(report.JSON.read_text())
     if {"--write", "--render"} & set(sys.argv):
         report.render(result)
+        chains_report.render()
     print(report.page(result))
 
 
