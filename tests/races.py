@@ -11,6 +11,7 @@ memory, and knows no funnel shift. So two things are rewritten before it reads t
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import pathlib
@@ -23,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TARGETS = ("sm_80", "sm_100")
 CASES = ["fwd-tile", "fwd-chunk", "bwd_x-tile", "bwd_x-chunk", "bank_owner-tile", "bank_panel-tile", "bank_panel-chunk"]
 CASES += ["bank_gather-chunk", "combine-any", "lowrank-fused", "lowrank-inner", "lowrank-outer"]
+CASES += [f"{op}-convolution" for op in ("separable_conv2d", "cp_conv2d", "tucker_conv2d")]
 WARPS, STAGES = 4, 2
 LONG, SHORT, SLOTS = 112, 64, 2  # a summed axis has three whole steps and a ragged one, so that buffers are used again
 
@@ -34,6 +36,8 @@ def problem(name: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list
     what, granule = name.split("-")
     if what == "lowrank":
         return lowrank(granule)
+    if granule == "convolution":
+        return convolution(what)
     go, gi = {"tile": (32, 32), "chunk": (1, 16), "any": (1, 1)}[granule]
     blocks = {"GO": go, "GI": gi, "BM": 16, "BN": 32, "BK": 32, "WIDEN": False}
     scalars = {"slots": SLOTS, "seed": 7, "scale": 1.0}
@@ -85,6 +89,29 @@ def lowrank(what: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list
         return k.inner, types, {**blocks, "BK": 16, "x_k": 1}, scalars, [4, 2, 1]
     types = "part:*fp32 up:*bf16 bias:*bf16 residual:*bf16 y:*bf16 M:i32 R:i32 N:i32 parts:i32 res_m:i32"
     return k.outer, types, {**blocks, **end}, scalars, [4, 1, 1]
+
+
+def convolution(op: str) -> tuple[Any, str, dict[str, Any], dict[str, float], list[int]]:
+    """The same of a low-rank convolution: 3 x 3 on two tiles of 2 x 8 pixels, ragged channels and ranks, which take
+    two steps each; channels_last. More of anything takes sentryward longer than the time it is given."""
+    k = importlib.import_module(f"rdkernels.ops.{op}.triton_kernels")
+    c, r, out, h, w = 24, 24, 16, 4, 8
+    rows = 2 if op == "separable_conv2d" else 4  # its first product has summed over the window's rows
+    constants = {"KH": 3, "KW": 3, "IH": rows, "IW": 16, "TH": 2, "TW": 8, "BO": 16, "BR": 16, "BC": 16}
+    constants |= {"x_c": 1, "y_c": 1, "res_c": 1, "BIAS": True, "RESIDUAL": False, "ACT": 1, "WIDEN": False}
+    constants |= {"BQ": 32, "BS": 16} if op == "tucker_conv2d" else {}
+    scalars = {"C": c, "R": r, "R1": r, "R2": r, "OUT": out, "H": h, "W": w, "HO": h, "WO": w}
+    scalars |= {"tiles_h": 2, "tiles_w": 1, "th": 2, "tw": 8, "top": 1, "left": 1, "sh": 1, "sw": 1, "dh": 1, "dw": 1}
+    scalars |= {"x_n": c * h * w, "x_h": c * w, "x_w": c}
+    scalars |= {
+        f"{m}_{axis}": n for m in ("y", "res") for axis, n in {"n": out * h * w, "h": out * w, "w": out}.items()
+    }
+    types = [
+        f"{n}:{'i32' if n in k.FREE else 'I32' if scalars[n] % 16 == 0 else 'i32'}" if n in scalars else f"{n}:*bf16"
+        for n in k.fwd.arg_names
+        if n not in constants
+    ]
+    return k.fwd, " ".join(types), constants, scalars, [2, 1, 1]
 
 
 def plain(ptx: str, entry: str, names: list[str]) -> str:
