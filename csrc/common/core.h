@@ -10,15 +10,8 @@
 
 namespace rdk {
 
-// Input clusters `g`, output clusters `h`; for plain Tucker-2 one each. Packed, one after another: per pair (g, h) the
-// inner factor as strips [K1][C/G]; per pair the core as strips [K2][kh, panel, kw, rank]; per h the outer factor as
-// strips [O/H][g, K2].
-struct Clusters {
-  int64_t inputs = 1, outputs = 1;
-  const int64_t* input_order = nullptr;  // of the channels of x; null: as they stand
-  int64_t pairs() const { return inputs * outputs; }
-};
-
+// Packed, one after another: per pair of clusters (g, h) the inner factor as strips [K1][C/G]; per pair the core as
+// strips [K2][kh, panel, kw, rank]; per h the outer factor as strips [O/H][g, K2].
 template <class T>
 struct TuckerChain {
   Image<const T> x;
@@ -52,8 +45,7 @@ struct TuckerChain {
   void run(const Tile& t) const {
     const Span columns = columns_of(g, kw, x.w, t), owned = owned_columns(g, columns, t, out.y.w, x.w);
     const int64_t step = step_rows(t), pixels = step * t.width(), pairs = clusters.pairs();
-    RankRing<T> ring(x, g, kh, out.y.h, t, columns, first, packed, true, kept_first, owned, clusters.input_order,
-                     clusters.inputs, clusters.outputs);
+    RankRing<T> ring(x, g, kh, out.y.h, t, columns, first, packed, true, kept_first, owned, clusters);
     float* const map = Scratch::floats(2, size_t(pairs * second.floats(pixels)));
     float* const buffer = Scratch::floats(3, size_t(t.width() * kPanel));
     std::vector<Segment> segments;
@@ -66,7 +58,7 @@ struct TuckerChain {
             float* const to =
                 second.of(map + pair * second.floats(pixels), q, pixels) + r * t.width() * second.width(q);
             core(ring, t, y + r, pair, q, to, segments);
-            kept_second.put(t.image, y + r, t.x0, t.x1, second, q, to);
+            kept_second.put(t.image, y + r, t.x0, t.x1, second, q, to, clusters.place(pair));
           }
         }
       }

@@ -218,17 +218,17 @@ __attribute__((noinline, noclone)) void finish(const Output<T>& out, int64_t ima
   }
 }
 
-// The last product of a tile's row, `columns` of it, into columns from `first`; those must be 0 where it is direct.
+// The last product of a tile's row, `columns` of it, into columns from `first`.
 template <bool kSplit = false, class T>
 void product_to(const Output<T>& out, const Product& p, int64_t image, int64_t row, int64_t x, int64_t count,
                 int64_t columns, float* buffer, int64_t first = 0) {
   const int64_t strips = strips_of(columns);
   if constexpr (std::is_same_v<T, float>) {
     if (out.direct()) {
-      float* const y = out.y.at(image, row, x);
+      float* const y = out.y.at(image, row, x) + first;
       const float* const residual = out.residual ? out.residual + (y - out.y.data) : nullptr;
       const float floor = out.activation == Activation::relu ? 0.0f : -std::numeric_limits<float>::infinity();
-      return product<kSplit>(p, count, strips, ToPixels{y, residual, out.y.w_stride, columns, out.bias, floor});
+      return product<kSplit>(p, count, strips, ToPixels{y, residual, out.y.w_stride, columns, out.bias + first, floor});
     }
   }
   for (int64_t s = 0; s < strips; s += kBlockStrips) {

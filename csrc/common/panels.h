@@ -51,11 +51,11 @@ struct Kept {
   float* data = nullptr;
   int64_t ranks = 0, height = 0, width = 0;
 
-  // Pixels [first, last) of a row from panel `p`, whose pixel `first` is at `from`.
-  void put(int64_t image, int64_t row, int64_t first, int64_t last, const Panels& panels, int64_t p,
-           const float* from) const {
+  // Pixels [first, last) of a row from panel `p`, whose pixel `first` is at `from`, into the ranks of place `place`.
+  void put(int64_t image, int64_t row, int64_t first, int64_t last, const Panels& panels, int64_t p, const float* from,
+           int64_t place = 0) const {
     if (!data) return;
-    float* to = data + ((image * height + row) * width + first) * ranks + p * kPanel;
+    float* to = data + ((image * height + row) * width + first) * ranks + place * panels.ranks + p * kPanel;
     for (int64_t i = first; i < last; ++i, to += ranks, from += panels.width(p)) {
       std::copy_n(from, panels.own(p), to);
     }

@@ -7,6 +7,15 @@
 
 namespace rdk {
 
+// Input clusters `g`, output clusters `h`; without clusters one each. Pair (g, h) is the (g * outputs + h)-th.
+struct Clusters {
+  int64_t inputs = 1, outputs = 1;
+  const int64_t* input_order = nullptr;  // of the channels of x; null: as they stand
+  bool by_output = false;                // whether a kept map has its pairs in the order (h, g)
+  int64_t pairs() const { return inputs * outputs; }
+  int64_t place(int64_t pair) const { return by_output ? pair % outputs * inputs + pair / outputs : pair; }
+};
+
 // 1 x 1 products of rows of x, kept panel-major [pair][panel][slot][column][rank] in a ring of rows. A pair of clusters
 // (input, output) has its own products, of the input cluster's channels; without clusters there is one pair.
 template <class T>
@@ -15,7 +24,7 @@ class RankRing {
   // `inner` as strips [R][C]. `outside`: whether each row has its zero columns too. `height` is the whole output's.
   RankRing(const Image<const T>& x, const Geometry& g, int64_t kh, int64_t height, const Tile& tile,
            const Span& columns, Panels panels, const float* inner, bool outside, const Kept& kept, const Span& owned,
-           const int64_t* order = nullptr, int64_t inputs = 1, int64_t outputs = 1)
+           const Clusters& clusters = {})
       : x_(x),
         g_(g),
         kh_(kh),
@@ -26,16 +35,15 @@ class RankRing {
         panels_(panels),
         inner_(inner),
         kept_(kept),
-        pairs_(inputs * outputs),
-        outputs_(outputs),
-        depth_(x.c / inputs),
-        lines_(x, tile.image, columns, 1, order, 0),
+        clusters_(clusters),
+        depth_(x.c / clusters.inputs),
+        lines_(x, tile.image, columns, 1, clusters.input_order, 0),
         slots_((step_rows(tile) - 1) * g.stride_h + g.dilation_h * (kh - 1) + 1),
         left_(outside ? columns.left : 0),
         width_(outside ? columns.whole() : columns.real()),
         next_(std::max<int64_t>(0, tile.y0 * g.stride_h - g.top)) {
-    ring_ = Scratch::floats(1, size_t(pairs_ * panels.floats(slots_ * width_)));
-    for (int64_t pair = 0; pair < pairs_ && outside; ++pair) {
+    ring_ = Scratch::floats(1, size_t(clusters.pairs() * panels.floats(slots_ * width_)));
+    for (int64_t pair = 0; pair < clusters.pairs() && outside; ++pair) {
       for (int64_t p = 0; p < panels.count(); ++p) {
         clear_outside(panel(p, pair), slots_, panels.width(p), columns);
       }
@@ -48,8 +56,8 @@ class RankRing {
     for (; next_ < end; ++next_) {
       if (!columns_.real() || !is_read(next_)) continue;
       const float* const pixels = lines_.row(next_);
-      for (int64_t pair = 0; pair < pairs_; ++pair) {
-        const Segment a{pixels + pair / outputs_ * depth_, lines_.pixel(), depth_};
+      for (int64_t pair = 0; pair < clusters_.pairs(); ++pair) {
+        const Segment a{pixels + pair / clusters_.outputs * depth_, lines_.pixel(), depth_};
         const float* const inner = inner_ + pair * ceil_to(panels_.ranks, kVec) * depth_;
         for (int64_t p = 0; p < panels_.count(); ++p) {
           Product down{&a, 1, inner + p * kPanel * depth_, kVec * depth_};
@@ -58,7 +66,7 @@ class RankRing {
           product(down, columns_.real(), panels_.strips(p), ToRows{to, panels_.width(p)});
           if (owns(next_)) {
             kept_.put(tile_.image, next_, owned_.begin, owned_.end, panels_, p,
-                      to + (owned_.begin - columns_.begin) * panels_.width(p));
+                      to + (owned_.begin - columns_.begin) * panels_.width(p), clusters_.place(pair));
           }
         }
       }
@@ -96,7 +104,8 @@ class RankRing {
   Panels panels_;
   const float* inner_;
   Kept kept_;
-  int64_t pairs_, outputs_, depth_;
+  Clusters clusters_;
+  int64_t depth_;
   Lines<T> lines_;
   int64_t slots_, left_, width_, next_;
   float* ring_;

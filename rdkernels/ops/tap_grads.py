@@ -14,9 +14,16 @@ define_native(
 define_native("lowrank_taps_last(Tensor grads) -> Tensor")
 
 
-def weight_grad(dz: Tensor, t: Tensor, kernel: tuple[int, int], before: tuple[int, int], dilation: tuple[int, int]):
-    """`[R2, R1, kh, kw]` of the convolution that takes t `[N, R1, H, W]`, with `before` zeros above and to the left, to
-    z `[N, R2, H', W']`; both maps have their channels side by side."""
+def weight_grad(
+    dz: Tensor,
+    t: Tensor,
+    kernel: tuple[int, int],
+    before: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    """`[groups * R2, R1, kh, kw]` of the convolution that takes t `[N, groups * R1, H, W]`, with `before` zeros above
+    and to the left, to z `[N, groups * R2, H', W']`; both maps have their channels side by side."""
     native = torch.ops.rdkernels_native
-    taps = native.lowrank_tap_grads(dz, t, 1, *kernel, *before, *dilation)
-    return native.lowrank_taps_last(taps).view(dz.shape[1], t.shape[1], *kernel)
+    taps = native.lowrank_tap_grads(dz, t, groups, *kernel, *before, *dilation)
+    return native.lowrank_taps_last(taps).view(dz.shape[1], t.shape[1] // groups, *kernel)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from ..convolution import (
     check_tensor,
     geometry,
 )
+from ..packing import packed
+from ..replay import replayed
 
 OP = "bicluster_conv2d"
 
@@ -47,11 +52,29 @@ define_chain(
         f[2].shape[0] * f[2].shape[1],
         *where.out(x.shape[2], x.shape[3], f[1].shape[4], f[1].shape[5]),
     ),
+    maps=lambda x, f, where: {
+        2: (math.prod(f[0].shape[:3]), *x.shape[2:]),
+        3: (math.prod(f[1].shape[:3]), *where.out(x.shape[2], x.shape[3], *f[1].shape[4:])),
+    },
 )
+
+
+def inverse(name: str, order: Tensor) -> Tensor:
+    """The inverse of permutation `name`, computed and checked when the tensor is new or was written."""
+    return packed(f"{OP} {name}", (order,), functools.partial(_inverted, name))
+
+
+def _inverted(name: str, order: Tensor) -> Tensor:
+    values, places = order.sort()
+    if not torch.equal(values, torch.arange(len(order))):
+        raise ValueError(f"{OP}: {name} must be a permutation of 0 ... {len(order) - 1}, got {order.tolist()}")
+    return places
+
 
 from . import native  # noqa: E402,F401  it attaches itself to the pass above
 
 
+@replayed(5)
 def bicluster_conv2d(
     x: Tensor,
     inner: Tensor,
@@ -110,8 +133,5 @@ def bicluster_conv2d(
     act = check_epilogue(OP, x, (x.shape[0], out, oh, ow), bias, residual, activation)
     if not x.is_cuda and not torch.compiler.is_compiling():
         for name, order in (("inputs", inputs), ("outputs", outputs)):
-            if not torch.equal(order.sort().values, torch.arange(order.numel())):
-                raise ValueError(
-                    f"{OP}: {name} must be a permutation of 0 ... {order.numel() - 1}, got {order.tolist()}"
-                )
+            inverse(name, order)
     return call(OP, x, (inner, core, outer, inputs, outputs), bias, residual, where, act)
