@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from rdkernels.ops.triton_common import cdiv
+
 from . import bounds, cubin, cuda
 
 SIZE = 2  # bytes of a value
@@ -22,11 +24,7 @@ CHAIN = "chain<Chain<bf16, tensor>, {room}<Chain<bf16, tensor>>>"
 DENSE = "dense_conv<Chain<bf16, tensor>>"
 ROOMS = {"separable_conv2d": "Lines", "lowrank_linear": "Lines", "cp_conv2d": "Depthwise", "tucker_conv2d": "Core"}
 BATCHES = 8, 64
-CACHE = {"A100": 40e6, "H100": 50e6, "B200": 126e6}  # bytes of L2, by the vendor
-
-
-def cdiv(a: int, b: int) -> int:
-    return -(-a // b)
+CACHE = {"A100": 40e6, "H100": 50e6, "B200": 126e6}  # bytes of L2, from memory: not looked up
 
 
 @dataclass(frozen=True)

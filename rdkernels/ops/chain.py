@@ -13,68 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..registry import backend, define, define_native, define_whole, native_on_cpu, picks, plain, run
-from .convolution import Activation, Geometry, memory_format, new_output
+from .convolution import Activation, Geometry, in_one_dtype, memory_format, new_output
 from .replay import record
-
-_convolution_backward = torch.ops.aten.convolution_backward.default
-
-
-class Conv(NamedTuple):
-    """A convolution with `weight` `[O, I / groups, kh, kw]`, the view of factor `factor` as such a weight."""
-
-    weight: Tensor
-    factor: int
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, self.weight, bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
-        where = (self.stride, self.padding, self.dilation, False, (0, 0), self.groups)
-        dx, dw, _ = _convolution_backward(dy, x, self.weight, None, *where, (by_x, by_weight, False))
-        return dx, dw
-
-
-class Select(NamedTuple):
-    """Channels `order` of the input, in that order; no weight."""
-
-    order: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.order)
-
-    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
-        return (dy.new_zeros(x.shape).index_add(1, self.order, dy) if by_x else None), None
-
-
-class Pad(NamedTuple):
-    """Zeros around the map: what "same" asks of an even kernel and a convolution's own padding cannot say."""
-
-    left: int
-    right: int
-    top: int
-    bottom: int
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.pad(x, self)
-
-    def gradients(self, dy: Tensor, x: Tensor, by_x: bool, by_weight: bool) -> tuple[Tensor | None, Tensor | None]:
-        return (dy[:, :, self.top : self.top + x.shape[2], self.left : self.left + x.shape[3]] if by_x else None), None
-
-
-Stage = Conv | Select | Pad
-
-
-def pads(where: Geometry) -> list[Stage]:
-    """The stage that pads where `where.padding` cannot say it, or none."""
-    return [] if where.symmetric else [Pad(where.left, where.right, where.top, where.bottom)]
-
+from .stages import Conv, Stage, apply_activation, run_stages
 
 Stages = Callable[[Sequence[Tensor], Geometry], list[Stage]]
 
@@ -88,19 +31,6 @@ class _Chained(NamedTuple):
 
 
 _CHAINS: dict[str, _Chained] = {}
-
-
-def apply_activation(y: Tensor, activation: int) -> Tensor:
-    """`y` after the activation of that code."""
-    return y if activation == Activation.none else (F.relu, F.gelu, F.silu)[activation - 1](y)
-
-
-def run_stages(x: Tensor, stages: Sequence[Stage]) -> list[Tensor]:
-    """The inputs of every stage and, last, the output."""
-    maps = [x]
-    for stage in stages:
-        maps.append(stage(maps[-1]))
-    return maps
 
 
 def unfused(
@@ -308,7 +238,8 @@ _BACKWARDS: dict[str, NativeBackward] = {}
 def native_backward(op: str) -> Callable[[NativeBackward], NativeBackward]:
     """The decorated function gives the gradients by x and all factors from the CPU library and the kept maps.
 
-    It is called where the forward ran there and kept its maps, for stride 1 and paddings that the reversed chain has.
+    It is called where the forward ran there and kept its maps, channels_last, for stride 1; None where the reversed
+    chain would need a negative padding.
     """
 
     def attach(function: NativeBackward) -> NativeBackward:
@@ -326,20 +257,19 @@ def pixels(t: Tensor) -> Tensor:
 def run_reversed(
     op: str,
     dy: Tensor,
-    x: Tensor,
+    dx: Tensor,
     turned: Sequence[Tensor],
     numbers: Sequence[int],
     weights: Tensor,
     back: Geometry,
     tensors: Sequence[Tensor | None] = (),
 ) -> list[Tensor]:
-    """dx of the shape and format of x, and the maps inside: the CPU kernel of `op` on dy with its factors turned."""
-    dx = torch.empty_like(x, memory_format=memory_format(x))
+    """Fills dx by the CPU kernel of `op` on dy with its factors turned, and gives the maps inside."""
     maps = new_maps(op, dy, turned, back)
     getattr(torch.ops.rdkernels_native, f"{op}_run").default(
         dx, dy, weights, None, None, *maps, *tensors, *numbers, *back, Activation.none
     )
-    return [dx, *maps]
+    return maps
 
 
 def reversed_geometry(where: Geometry, kh: int, kw: int) -> Geometry:
@@ -379,7 +309,7 @@ def _all_gradients(
     own, geometry = _BACKWARDS.get(op), Geometry(*where)
     made: Sequence[Tensor | None] | None = None
     if own and maps and where[0] == where[1] == 1 and x.numel() and picks(f"{op}_fwd", "native", x):
-        made = own(dy, x, factors, maps, geometry)
+        made = own(dy, x, factors, [m.contiguous(memory_format=torch.channels_last) for m in maps], geometry)
     if made is None:
         made = _wide_backward(op, dy, x, factors, maps, geometry, needs)
     dx, *dfactors = (t if needed else None for t, needed in zip(made, needs, strict=True))
@@ -412,14 +342,7 @@ def call(
     activation: Activation,
 ) -> Tensor:
     """The checked arguments of a public function -> its result: autocast, one dtype, autograd."""
-    kind, factors = x.device.type, list(given)
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        bias, residual = (None if t is None else t.to(dtype) for t in (bias, residual))
-        x, *factors = (t.to(dtype) if t.is_floating_point() else t for t in (x, *factors))
-    for t in (*factors, bias, residual):
-        if t is not None and t.is_floating_point() and t.dtype != x.dtype:
-            raise TypeError(f"{op}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")
+    x, bias, residual, *factors = in_one_dtype(op, x, bias, residual, *given)
     differentiated = (x, bias, residual, *factors)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiated):
         return apply_activation(_Chain.apply(op, tuple(where), x, bias, residual, *factors), int(activation))

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..testing import Layer, Problem
-from .chain import Conv, Stage, apply_activation, run_stages
 from .convolution import Activation, Geometry, IntOrPair, geometry
+from .stages import Conv, Stage, apply_activation, run_stages
 
 C = TypeVar("C", bound="ConvCase")
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

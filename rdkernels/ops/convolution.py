@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -151,6 +151,18 @@ def check_epilogue(
     if activation not in names:
         raise ValueError(f"{op}: activation must be None or one of {names}, got {activation!r}")
     return Activation[activation]
+
+
+def in_one_dtype(op: str, x: Tensor, *others: Tensor | None) -> list[Any]:
+    """The tensors in autocast's dtype where that is on, but float64; every floating one must then have x's dtype."""
+    kind, given = x.device.type, list(others)
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(kind)
+        x, given = x.to(dtype), [t.to(dtype) if t is not None and t.is_floating_point() else t for t in given]
+    for t in given:
+        if t is not None and t.is_floating_point() and t.dtype != x.dtype:
+            raise TypeError(f"{op}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")
+    return [x, *given]
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

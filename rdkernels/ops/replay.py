@@ -18,7 +18,7 @@ from .. import registry
 from .packing import derived
 
 Launch = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
-KINDS = 32  # of calls that are kept with the factors of a layer
+KINDS = 32  # of calls of a function that are kept with the factors of a layer
 
 _recording = threading.local()
 _SIMPLE = {int, str, type(None)}
@@ -46,31 +46,29 @@ def replayed(given: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tens
                 return function(x, *args, **options)
             factors, bias = args[:given], args[given] if len(args) > given else options.get("bias")
             residual = options.get("residual")
-            if not _repeatable(x, factors, bias, residual):
+            named = tuple(item for item in options.items() if item[0] not in ("bias", "residual"))
+            if not _repeatable(x, factors, bias, residual) or not all(_exact(value) for _, value in named):
                 return function(x, *args, **options)
-            kind = [function, x.shape, x.stride(), x.dtype]
-            for t in (bias, residual):
-                kind.append(None if t is None else (t.shape, t.stride(), t.dtype, t.device))
-            for name, value in options.items():
-                if name != "residual" and name != "bias":
-                    if type(value) is tuple:
-                        if not _SIMPLE.issuperset(map(type, value)):
-                            return function(x, *args, **options)
-                    elif type(value) not in _SIMPLE:  # True is 1 and 1.0 is 1 to a dict, and errors to a convolution
-                        return function(x, *args, **options)
-                    kind.append((name, value))
-            kinds = derived(factors)
-            key = tuple(kind)
-            found = kinds.get(key)
-            if found is not None:
-                name, launch = found
-                registry.note(name, "native")
-                return launch(x, bias, residual)
-            return _recorded(function, kinds, key, x, args, options)
+            launches = derived(factors).setdefault(function, {})
+            key = x.shape, x.stride(), x.dtype, _kind(bias), _kind(residual), named
+            if key not in launches:
+                return _recorded(function, launches, key, x, args, options)
+            name, launch = launches[key]
+            registry.note(name, "native")
+            return launch(x, bias, residual)
 
         return call
 
     return attach
+
+
+def _kind(t: Tensor | None) -> tuple | None:
+    return None if t is None else (t.shape, t.stride(), t.dtype, t.device)
+
+
+def _exact(value: Any) -> bool:
+    """Whether equal values are the same argument: True == 1 == 1.0, and only 1 is a stride."""
+    return type(value) in _SIMPLE or (type(value) is tuple and _SIMPLE.issuperset(map(type, value)))
 
 
 def _repeatable(x: Any, factors: tuple[Any, ...], bias: Any, residual: Any) -> bool:
@@ -88,7 +86,7 @@ def _repeatable(x: Any, factors: tuple[Any, ...], bias: Any, residual: Any) -> b
 
 
 def _recorded(
-    function: Callable[..., Tensor], kinds: dict, key: tuple, x: Tensor, args: tuple, options: dict
+    function: Callable[..., Tensor], launches: dict, key: tuple, x: Tensor, args: tuple, options: dict
 ) -> Tensor:
     before, _recording.calls = getattr(_recording, "calls", None), []
     try:
@@ -97,8 +95,7 @@ def _recorded(
     finally:
         _recording.calls = before
     if len(calls) == 1:
-        launches = [k for k in kinds if isinstance(k, tuple)]
         if len(launches) >= KINDS:
-            del kinds[launches[0]]
-        kinds[key] = calls[0]
+            del launches[next(iter(launches))]
+        launches[key] = calls[0]
     return y

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from .convolution import KERNEL_DTYPES, Geometry, new_output
+from .packing import derived
 
 AVAILABLE = importlib.util.find_spec("triton") is not None
 BUSY = 128  # programs that keep a large GPU busy
@@ -170,25 +170,21 @@ def choose(
     return None if best is None else best[1]
 
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # factor -> its version, its order, the packed copy
-
-
 def packed(factor: Tensor, *order: int) -> Tensor:
-    """The factor with its dimensions in that order, contiguous; kept until the factor is written to or dies.
+    """The factor with its dimensions in that order, contiguous; kept while `derived` keeps it.
 
     While a CUDA graph is captured nothing kept is used: the graph must pack anew at each replay.
     """
     view = factor.permute(order)
     if view.is_contiguous():
         return view
-    if factor.is_inference() or (factor.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if factor.is_cuda and torch.cuda.is_current_stream_capturing():
         return view.contiguous()
-    stream = torch.cuda.current_stream(factor.device).cuda_stream if factor.is_cuda else 0  # that has packed it
-    state = factor._version, factor.data_ptr(), factor.shape, factor.stride(), order, stream
-    kept = _packed.get(factor)
-    if kept is None or kept[0] != state:
-        kept = _packed[factor] = state, view.contiguous()
-    return kept[1]
+    kept = derived((factor,))
+    key = order, torch.cuda.current_stream(factor.device).cuda_stream if factor.is_cuda else 0  # that has packed it
+    if key not in kept:
+        kept[key] = view.contiguous()
+    return kept[key]
 
 
 def launch(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops import chain
 from ..ops.convolution import Activation, Geometry, geometry, memory_format
+from ..ops.stages import Conv, apply_activation, run_stages
 
 NAMES = ("dense", "unfused", "fused")
 Layer = Any  # an `rdkernels.nn` layer with `_op`, `_factors`, `_compose`, `_fused`, `bias`, `activation`
@@ -122,7 +123,7 @@ def _dense(layer: Layer, x: Tensor, residual: Tensor | None, factors: tuple[Tens
         y = F.conv2d(x, weight, bias, where[:2], padding, where[6:])
     if residual is not None:
         y = y.add_(residual)
-    return chain.apply_activation(y, act)
+    return apply_activation(y, act)
 
 
 def _unfused(layer: Layer, x: Tensor, residual: Tensor | None, factors: tuple[Tensor, ...]) -> Tensor:
@@ -177,8 +178,8 @@ def costs(layer: Layer, x: Tensor, residual: Tensor | None) -> dict[str, Cost]:
         weight = item * layer.in_features * layer.out_features
     else:
         stages = getattr(ops, layer._op).stages(factors, where)
-        maps = chain.run_stages(x.to(device="meta"), stages)[1:]
-        convs = [(s, m) for s, m in zip(stages, maps, strict=True) if isinstance(s, chain.Conv)]
+        maps = run_stages(x.to(device="meta"), stages)[1:]
+        convs = [(s, m) for s, m in zip(stages, maps, strict=True) if isinstance(s, Conv)]
         chained = sum(m.numel() * s.weight[0].numel() for s, m in convs)
         own = chained if where.symmetric else math.prod((x.shape[0], *x.shape[2:])) * layer._sizes()[0]  # no `Pad`
         taps = layer.in_channels * math.prod(layer.kernel_size)

@@ -10,7 +10,10 @@ from rdkernels.ops import chain
 
 OPS = ["separable_conv2d", "cp_conv2d", "tucker_conv2d", "bicluster_conv2d"]
 
-pytestmark = pytest.mark.skipif("native" not in rd.backends("cp_conv2d"), reason="native: not built")
+
+@pytest.fixture(autouse=True)
+def here(need) -> None:
+    need("native", "native" in rd.backends("cp_conv2d"), "no CPU library")
 
 
 def problem(op: str):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 import rdkernels as rd
 from rdkernels import registry
+from rdkernels.ops import packing
 from rdkernels.ops import triton_common as common
 from rdkernels.ops.convolution import Geometry
 from rdkernels.ops.triton_common import Problem
@@ -141,9 +142,9 @@ def test_triton_packs_a_factor_once_until_it_changes():
         common.packed(made, 2, 0, 1)
         made.zero_()
         assert not common.packed(made, 2, 0, 1).any()
-    count = len(common._packed)
+    count = len(packing._derived)
     del factor
-    assert len(common._packed) == count - 1
+    assert len(packing._derived) == count - 1
 
 
 @runs

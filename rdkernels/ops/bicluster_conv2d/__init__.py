@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..chain import Conv, Select, Stage, call, define_chain, pads
+from ..chain import call, define_chain
 from ..convolution import (
     Geometry,
     IntOrPair,
@@ -21,6 +21,7 @@ from ..convolution import (
 )
 from ..packing import packed
 from ..replay import replayed
+from ..stages import Conv, Select, Stage, pads
 
 OP = "bicluster_conv2d"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
-from ..convolution import Geometry
+from ..convolution import Geometry, memory_format
 from ..packing import core_lines, pack, packed
 from ..tap_grads import weight_grad
 from . import OP, inverse
@@ -57,12 +57,13 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     back = reversed_geometry(where, kh, kw)
     if min(back) < 0:
         return None
-    first, second = (m.contiguous(memory_format=torch.channels_last) for m in maps)
+    first, second = maps
     x, dy = gathered(x, inputs), gathered(dy, outputs)
     weights = packed(f"{OP} reversed", factors[:3], turned_strips)
     # its maps in the order (g, h) of ours, which is (output cluster, input cluster) to it
     numbers = (h, g, k2, k1, kh, kw, 1)
-    dx, dsecond, dfirst = run_reversed(OP, dy, x, turned(inner, core, outer), numbers, weights, back, (None, None))
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    dsecond, dfirst = run_reversed(OP, dy, dx, turned(inner, core, outer), numbers, weights, back, (None, None))
     before, dilation = (where.top, where.left), (where.dilation_h, where.dilation_w)
     dcore = weight_grad(dsecond, first, (kh, kw), before, dilation, g * h)
     dinner = weight_grad(dfirst, x, (1, 1), groups=g)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..chain import Conv, Stage, call, define_chain, pads
+from ..chain import call, define_chain
 from ..convolution import Geometry, IntOrPair, check_epilogue, check_image, check_output, check_tensor, geometry
 from ..replay import replayed
+from ..stages import Conv, Stage, pads
 
 OP = "cp_conv2d"
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...registry import define_native, native_on_gpu
 from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
-from ..convolution import Geometry
+from ..convolution import Geometry, memory_format
 from ..packing import pack, packed, wide
 from . import OP
 
@@ -57,8 +57,9 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     t, z = maps
     weights = packed(f"{OP} reversed", factors, turned_strips)
     turned = (outer.T, vertical, horizontal, inner.T)  # as far as shapes go
-    dx, dz, dt = run_reversed(OP, dy, x, turned, (ranks, kh, horizontal.shape[1]), weights, back)
-    taps, t = lines(vertical, horizontal), t.contiguous(memory_format=torch.channels_last)
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    dz, dt = run_reversed(OP, dy, dx, turned, (ranks, kh, horizontal.shape[1]), weights, back)
+    taps = lines(vertical, horizontal)
     grads = torch.ops.rdkernels_native.cp_conv2d_line_grads(t, dz, taps, kh, where.top, where.left, *where[6:])
     down, across = grads[:, :ranks].T.split([kh, horizontal.shape[1]], 1)
     return dx, pixels(dt).T @ pixels(x), down, across, pixels(dy).T @ pixels(z)

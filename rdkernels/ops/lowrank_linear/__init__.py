@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import backend, define, run
-from ..chain import apply_activation
-from ..convolution import check_epilogue, check_tensor
+from ..convolution import check_epilogue, check_tensor, in_one_dtype
+from ..stages import apply_activation
 
 OP = "lowrank_linear"
 
@@ -116,14 +116,7 @@ def lowrank_linear(
     check_tensor(OP, "up", up, ["out", down.shape[0]], x)
     shape = (*x.shape[:-1], up.shape[0])
     act = check_epilogue(OP, x, shape, bias, residual, activation)
-    kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, down, up = (t.to(dtype) for t in (x, down, up))
-        bias, residual = (None if t is None else t.to(dtype) for t in (bias, residual))
-    for t in (down, up, bias, residual):
-        if t is not None and t.dtype != x.dtype:
-            raise TypeError(f"{OP}: every tensor must have x's dtype {x.dtype}, got {t.dtype}")
+    x, bias, residual, down, up = in_one_dtype(OP, x, bias, residual, down, up)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     added = residual if residual is None or x.dim() == 2 else residual.reshape(-1, shape[-1])
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, down, up, bias, residual)):

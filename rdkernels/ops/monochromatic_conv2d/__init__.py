@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..chain import Conv, Select, Stage, call, define_chain, pads, run_stages
+from ..chain import call, define_chain
 from ..convolution import (
     Geometry,
     IntOrPair,
@@ -17,6 +17,7 @@ from ..convolution import (
     geometry,
 )
 from ..replay import replayed
+from ..stages import Conv, Select, Stage, pads, run_stages
 
 OP = "monochromatic_conv2d"
 

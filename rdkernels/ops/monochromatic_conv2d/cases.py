@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..chain import Conv, Select
 from ..conv_case import ALEXNET1, ZF1, ConvCase, Goal, bench, correctness, layer_case
+from ..stages import Conv, Select
 from . import OP, monochromatic_conv2d, stages
 
 

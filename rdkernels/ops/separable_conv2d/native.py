@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..chain import NativeCall, native_backward, native_chain, new_maps, reversed_geometry
-from ..convolution import Activation, Geometry
+from ..chain import NativeCall, native_backward, native_chain, reversed_geometry, run_reversed
+from ..convolution import Geometry
 from ..packing import pack, packed, panels
 from ..tap_grads import weight_grad
 from . import OP
@@ -40,14 +40,11 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
         return None
     back = Geometry(1, 1, back.left, back.right, back.top, back.bottom, back.dilation_w, back.dilation_h)
     (t,) = maps
-    dy, x, t = (m.contiguous(memory_format=torch.channels_last) for m in (dy, x, t))
-    dx, across = torch.empty_like(x), dy.transpose(2, 3)
+    dy, x = (m.contiguous(memory_format=torch.channels_last) for m in (dy, x))
+    dx = torch.empty_like(x)
     turned = (horizontal.transpose(0, 1), vertical.transpose(0, 1))  # as far as shapes go
-    (dt,) = new_maps(OP, across, turned, back)
     weights = packed(f"{OP} reversed", factors, turned_strips)
-    torch.ops.rdkernels_native.separable_conv2d_run(
-        dx.transpose(2, 3), across, weights, None, None, dt, ranks, kw, kh, *back, Activation.none
-    )
+    (dt,) = run_reversed(OP, dy.transpose(2, 3), dx.transpose(2, 3), turned, (ranks, kw, kh), weights, back)
     down = weight_grad(dt.transpose(2, 3), x, (kh, 1), (where.top, 0), (where.dilation_h, 1))
     over = weight_grad(dy, t, (1, kw), (0, where.left), (1, where.dilation_w))
     return dx, down[..., 0], over[:, :, 0]

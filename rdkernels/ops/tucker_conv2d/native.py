@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...registry import native_on_gpu
 from ..chain import NativeCall, native_backward, native_chain, pixels, reversed_geometry, run_reversed
-from ..convolution import Geometry
+from ..convolution import Geometry, memory_format
 from ..packing import core_lines, pack, packed
 from ..tap_grads import weight_grad
 from . import OP
@@ -47,8 +47,8 @@ def backward(dy: Tensor, x: Tensor, factors: Sequence[Tensor], maps: Sequence[Te
     first, second = maps
     weights = packed(f"{OP} reversed", factors, turned_strips)
     turned = (outer.T, core.transpose(0, 1), inner.T)  # as far as shapes go
-    dx, dsecond, dfirst = run_reversed(OP, dy, x, turned, (r2, r1, kh, kw), weights, back)
-    first = first.contiguous(memory_format=torch.channels_last)
+    dx = torch.empty_like(x, memory_format=memory_format(x))
+    dsecond, dfirst = run_reversed(OP, dy, dx, turned, (r2, r1, kh, kw), weights, back)
     before, dilation = (where.top, where.left), (where.dilation_h, where.dilation_w)
     dcore = weight_grad(dsecond, first, (kh, kw), before, dilation)
     return dx, pixels(dfirst).T @ pixels(x), dcore, pixels(dy).T @ pixels(second)
