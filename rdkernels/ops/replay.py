@@ -46,11 +46,11 @@ def replayed(given: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tens
                 return function(x, *args, **options)
             factors, bias = args[:given], args[given] if len(args) > given else options.get("bias")
             residual = options.get("residual")
-            named = tuple(item for item in options.items() if item[0] not in ("bias", "residual"))
-            if not _repeatable(x, factors, bias, residual) or not all(_exact(value) for _, value in named):
+            named = {name: value for name, value in options.items() if name != "bias" and name != "residual"}
+            if not _repeatable(x, factors, bias, residual) or not all(map(_exact, named.values())):
                 return function(x, *args, **options)
             launches = derived(factors).setdefault(function, {})
-            key = x.shape, x.stride(), x.dtype, _kind(bias), _kind(residual), named
+            key = x.shape, x.stride(), x.dtype, _kind(bias), _kind(residual), *named.items()
             if key not in launches:
                 return _recorded(function, launches, key, x, args, options)
             name, launch = launches[key]
