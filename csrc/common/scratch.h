@@ -26,6 +26,7 @@ class Scratch {
       if (count > size) {
         size = 0;  // should the allocation throw
         data.reset();
+        count += count / 16;  // inner tiles are a few columns wider than the first: malloc keeps what is freed for them
         const size_t bytes = (count * sizeof(float) + 63) / 64 * 64;
         data.reset(static_cast<float*>(std::aligned_alloc(64, bytes)));
         if (!data) throw std::bad_alloc();
