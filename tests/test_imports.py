@@ -18,11 +18,13 @@ MAY = {
     "registry": set(),
     "testing": set(),
     "ops": {"registry", "hashing", "testing"},
-    "compress": {"ops", "hashing"},
+    "fits": {"ops", "hashing"},
     "planner": {"ops", "registry"},
-    "nn": {"ops", "compress", "hashing", "planner"},
-    "analysis": {"ops", "nn", "compress", "hashing"},
+    "nn": {"ops", "fits", "hashing", "planner"},
+    "compress": {"ops", "nn", "fits", "hashing"},
+    "analysis": {"ops", "nn", "compress", "fits", "hashing"},
     "distill": set(),
+    "datasets": set(),
 }
 EVERYTHING = {"__init__", "__main__", "benchmark"}  # the top: the public names and the commands
 

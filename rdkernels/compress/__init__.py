@@ -1,19 +1,27 @@
-"""How a dense weight becomes the factors of a low-rank operation: closed forms, iterations, ranks, input covariances.
+"""How a model's dense weights become compressed ones: specs, `convert`, `size`, `strip`, `alternate`.
 
-Pure tensor functions, in float64 on the CPU and without global random state; `rdkernels.nn` makes layers of them.
+With the fits under them (`rdkernels.fits`), which are functions of tensors.
 """
 
-from .als import CPDegenerate, cp
-from .budget import Budget
-from .clusters import bicluster, monochromatic
-from .covariance import InputCovariance, calibrate
-from .hooi import tucker
-from .svd import linear, separable
+from ..fits import (
+    Budget,
+    CPDegenerate,
+    InputCovariance,
+    bicluster,
+    calibrate,
+    cp,
+    linear,
+    monochromatic,
+    separable,
+    tucker,
+)
+from .spec import Spec
 
 __all__ = [
     "Budget",
     "CPDegenerate",
     "InputCovariance",
+    "Spec",
     "bicluster",
     "calibrate",
     "cp",

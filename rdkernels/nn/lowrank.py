@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import compress, planner
-from ..compress.budget import MultiplyAdds, check_rank
+from .. import fits, planner
+from ..fits.budget import MultiplyAdds, check_rank
 from ..ops.convolution import DTYPES, Activation
 from ..ops.lowrank_linear import lowrank_linear
 
@@ -183,7 +183,7 @@ class LowRankLinear(LowRank):
         macs: float | None = None,
         rank_multiple: int = 16,
         metric: Literal["weight", "input_cov"] = "weight",
-        calibrator: compress.InputCovariance | None = None,
+        calibrator: fits.InputCovariance | None = None,
         activation: str | None = None,
     ) -> LowRankLinear:
         """The layer closest to `linear`, by `rdkernels.compress.linear`: the best of its rank in the metric.
@@ -200,8 +200,8 @@ class LowRankLinear(LowRank):
         """
         weight = dense_weight(cls, "from_dense", linear)
         with errors_of("LowRankLinear.from_dense"):
-            budget = compress.Budget(rank, energy, macs, rank_multiple)
-            down, up = compress.linear(weight, budget, covariance=covariance_of(metric, calibrator))
+            budget = fits.Budget(rank, energy, macs, rank_multiple)
+            down, up = fits.linear(weight, budget, covariance=covariance_of(metric, calibrator))
         shape = (linear.in_features, linear.out_features)
         has_bias = linear.bias is not None
         layer = cls(*shape, has_bias, "meta", weight.dtype, rank=down.shape[0], activation=activation)
@@ -236,7 +236,7 @@ def errors_of(owner: str) -> Iterator[None]:
         raise type(error)(f"{owner}: {error}") from error
 
 
-def covariance_of(metric: str, calibrator: compress.InputCovariance | None) -> Tensor | None:
+def covariance_of(metric: str, calibrator: fits.InputCovariance | None) -> Tensor | None:
     """The covariance that the metric asks for."""
     if metric not in ("weight", "input_cov"):
         raise ValueError(f'metric must be "weight" or "input_cov", got {metric!r}')
@@ -244,7 +244,7 @@ def covariance_of(metric: str, calibrator: compress.InputCovariance | None) -> T
         raise ValueError(f'calibrator must be given with metric="input_cov" and only then, got {calibrator!r}')
     if calibrator is None:
         return None
-    if not isinstance(calibrator, compress.InputCovariance):
+    if not isinstance(calibrator, fits.InputCovariance):
         raise TypeError(f"calibrator must be an rdkernels.compress.InputCovariance, got {type(calibrator).__name__}")
     return calibrator.covariance()
 

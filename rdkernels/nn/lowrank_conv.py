@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .. import compress
-from ..compress.budget import MultiplyAdds, check_rank, pair_of_ranks
+from .. import fits
+from ..fits.budget import MultiplyAdds, check_rank, pair_of_ranks
 from ..ops.convolution import geometry
 from .lowrank import LowRank, Shapes, covariance_of, dense_weight, errors_of
 
@@ -81,7 +81,7 @@ class _LowRankConv2d(LowRank):
         macs: float | None = None,
         rank_multiple: int = 16,
         metric: Literal["weight", "input_cov"] = "weight",
-        calibrator: compress.InputCovariance | None = None,
+        calibrator: fits.InputCovariance | None = None,
         activation: str | None = None,
         **options: Any,
     ) -> Conv:
@@ -109,9 +109,7 @@ class _LowRankConv2d(LowRank):
             covariance = covariance_of(metric, calibrator)
             if covariance is not None:
                 options["covariance"] = covariance
-            factors = cls._fit(
-                weight, compress.Budget(rank, energy, macs, rank_multiple), stride=conv.stride, **options
-            )
+            factors = cls._fit(weight, fits.Budget(rank, energy, macs, rank_multiple), stride=conv.stride, **options)
         layer = cls(
             conv.in_channels,
             conv.out_channels,

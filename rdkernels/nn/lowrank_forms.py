@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import compress
-from ..compress.budget import MultiplyAdds, check_rank, pair_of_ranks
-from ..compress.clusters import check_clusters, even_sizes
+from .. import fits
+from ..fits.budget import MultiplyAdds, check_rank, pair_of_ranks
+from ..fits.clusters import check_clusters, even_sizes
 from ..ops.bicluster_conv2d import bicluster_conv2d
 from ..ops.cp_conv2d import cp_conv2d
 from ..ops.monochromatic_conv2d import monochromatic_conv2d
@@ -34,7 +34,7 @@ class SeparableConv2d(_LowRankConv2d):
     """
 
     _op, _function, _names = "separable_conv2d", staticmethod(separable_conv2d), ("vertical", "horizontal")
-    _fit = staticmethod(compress.separable)
+    _fit = staticmethod(fits.separable)
 
     def _shapes(self, device: Any, *, rank: int | None = None) -> Shapes:
         o, c, kh, kw = self._shape()
@@ -68,7 +68,7 @@ class CPConv2d(_LowRankConv2d):
     """
 
     _op, _function, _names = "cp_conv2d", staticmethod(cp_conv2d), ("inner", "vertical", "horizontal", "outer")
-    _fit = staticmethod(compress.cp)
+    _fit = staticmethod(fits.cp)
 
     def _shapes(self, device: Any, *, rank: int | None = None) -> Shapes:
         o, c, kh, kw = self._shape()
@@ -108,7 +108,7 @@ class TuckerConv2d(_LowRankConv2d):
     """
 
     _op, _function, _names = "tucker_conv2d", staticmethod(tucker_conv2d), ("inner", "core", "outer")
-    _fit = staticmethod(compress.tucker)
+    _fit = staticmethod(fits.tucker)
 
     def _shapes(self, device: Any, *, rank: IntOrPair | None = None) -> Shapes:
         o, c, kh, kw = self._shape()
@@ -144,7 +144,7 @@ class MonochromaticConv2d(_LowRankConv2d):
 
     _op, _function, _names = "monochromatic_conv2d", staticmethod(monochromatic_conv2d), ("colours", "filters")
     _index_names = ("assignment",)
-    _fit = staticmethod(compress.monochromatic)
+    _fit = staticmethod(fits.monochromatic)
 
     def _shapes(self, device: Any, *, colours: int | None = None, assignment: Tensor | None = None) -> Shapes:
         o, c, kh, kw = self._shape()
@@ -212,10 +212,10 @@ class BiclusterConv2d(_LowRankConv2d):
         }
 
     @staticmethod
-    def _fit(weight: Tensor, budget: compress.Budget, *, clusters: IntOrPair = (2, 2), **options: Any):
+    def _fit(weight: Tensor, budget: fits.Budget, *, clusters: IntOrPair = (2, 2), **options: Any):
         if "covariance" in options:
             raise ValueError('metric must be "weight", got "input_cov": whitening mixes the channels of all clusters')
-        return compress.bicluster(weight, budget, clusters=clusters, **options)
+        return fits.bicluster(weight, budget, clusters=clusters, **options)
 
     @staticmethod
     def _ranks(inner: Tensor, core: Tensor, *_: Tensor) -> dict[str, Any]:

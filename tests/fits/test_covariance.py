@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdkernels as rd
-from rdkernels.compress import InputCovariance, calibrate
-from rdkernels.compress.covariance import roots
+from rdkernels.fits import InputCovariance, calibrate
+from rdkernels.fits.covariance import roots
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x = normal(7, 3, 4, 5)
     whole = InputCovariance(3)
     whole.update(x)
-    monkeypatch.setattr("rdkernels.compress.covariance._BLOCK", 2 * 3 * 4 * 5)
+    monkeypatch.setattr("rdkernels.fits.covariance._BLOCK", 2 * 3 * 4 * 5)
     parts = InputCovariance(3)
     parts.update(x)
     assert parts.count == whole.count == 140

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdkernels as rd
-from rdkernels.compress import Budget
-from rdkernels.compress.budget import MultiplyAdds
+from rdkernels.fits import Budget
+from rdkernels.fits.budget import MultiplyAdds
 from rdkernels.ops.bicluster_conv2d.cases import BiclusterCase
 from rdkernels.ops.cp_conv2d.cases import CPCase
 from rdkernels.ops.monochromatic_conv2d.cases import MonochromaticCase

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from rdkernels.compress import Budget, CPDegenerate, bicluster, cp, linear, monochromatic, separable, tucker
-from rdkernels.compress.als import _fit, _orthogonal_start, _sweeps, full_rank
-from rdkernels.compress.clusters import balanced_subspaces, even_sizes
-from rdkernels.compress.hooi import hooi, hosvd_energies
-from rdkernels.compress.svd import leading
+from rdkernels.fits import Budget, CPDegenerate, bicluster, cp, linear, monochromatic, separable, tucker
+from rdkernels.fits.als import _fit, _orthogonal_start, _sweeps, full_rank
+from rdkernels.fits.clusters import balanced_subspaces, even_sizes
+from rdkernels.fits.hooi import hooi, hosvd_energies
+from rdkernels.fits.svd import leading
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

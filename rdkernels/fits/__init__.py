@@ -1,0 +1,24 @@
+"""How a dense weight becomes the factors of a low-rank operation: closed forms, iterations, ranks, input covariances.
+
+Pure tensor functions, in float64 on the CPU and without global random state; `rdkernels.nn` makes layers of them.
+"""
+
+from .als import CPDegenerate, cp
+from .budget import Budget
+from .clusters import bicluster, monochromatic
+from .covariance import InputCovariance, calibrate
+from .hooi import tucker
+from .svd import linear, separable
+
+__all__ = [
+    "Budget",
+    "CPDegenerate",
+    "InputCovariance",
+    "bicluster",
+    "calibrate",
+    "cp",
+    "linear",
+    "monochromatic",
+    "separable",
+    "tucker",
+]
