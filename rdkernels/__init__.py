@@ -19,7 +19,7 @@ from .registry import attach_native, backends, use
 native.load()
 attach_native(_convolution.KERNEL_DTYPES, native.runs_on)
 
-from . import compress, fits, nn, planner  # noqa: E402
+from . import compress, distill, fits, nn, planner  # noqa: E402
 
 __version__ = importlib.metadata.version("rdkernels")
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "build_info",
     "compress",
     "cp_conv2d",
+    "distill",
     "fits",
     "hashed_linear",
     "hashing",
