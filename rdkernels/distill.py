@@ -8,6 +8,7 @@ where either is float64; `torch.autocast` changes nothing inside.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -171,6 +172,135 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
         raise ValueError(f"kd: temperature must be > 0 and finite, got {temperature}")
     own, target = (F.log_softmax(logits / temperature, -1) for logits in (student, teacher))
     return (target.exp() * (target - own)).sum(-1).mean() * temperature**2
+
+
+def hidden(
+    student: Tensor,
+    teacher: Tensor,
+    projection: Callable[[Tensor], Tensor] | None = None,
+    *,
+    relation: bool = False,
+) -> Tensor:
+    """The student's hidden states near to the teacher's.
+
+    By value, the default: the mean over all elements of `(projection(student) - teacher)^2`.
+
+    By relation: with `s` and `t` the states at unit length and `N` tokens, `1/N sum_ij (s_i . s_j - t_i . t_j)^2`,
+    averaged over the sequences. It compares cosines between the tokens of one sequence: widths may differ, nothing has
+    to be learned, and a rotation or scale of all the states costs nothing.
+
+    Args:
+        student: `[..., ds]`; `[..., N, ds]` with `relation`.
+        teacher: `[..., dt]`, the same but for the last dimension.
+        projection: from ds to dt, as an `nn.Linear(ds, dt)` whose parameters your optimiser gets; it is needed where
+            the widths differ. It is called on `student` as it came.
+        relation: compare by relation; takes no projection.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+
+    Source: FitNets (Romero et al., ICLR 2015), equation 3 and TinyBERT (Jiao et al., 2020), equation 8, but for the
+    scale; by relation MiniViT (Zhang et al., CVPR 2022) as its code computes it (its weight 49 is N).
+    """
+    if relation and projection is not None:
+        raise ValueError("hidden: projection must be None with relation=True, which compares different widths")
+    if projection is not None:
+        if not callable(projection):
+            raise TypeError(f"hidden: projection must be callable, got {type(projection).__name__}")
+        _check_floating("hidden", "student", student)
+        student = projection(student)
+    name = "student" if projection is None else "projection(student)"
+    s, t = _widened("hidden", name, student, "teacher", teacher)
+    if not relation:
+        if s.shape != t.shape:
+            hint = "; give a projection or relation=True" if s.shape[:-1] == t.shape[:-1] else ""
+            raise ValueError(f"hidden: {name} must have the teacher's shape {list(t.shape)}, got {list(s.shape)}{hint}")
+        return F.mse_loss(s, t)
+    if s.dim() < 2 or s.shape[:-1] != t.shape[:-1] or not s.numel():
+        raise ValueError(
+            f"hidden: student must be [..., N, ds] and teacher [..., N, dt], got {list(s.shape)} and {list(t.shape)}"
+        )
+    with torch.autocast(s.device.type, enabled=False):
+        own, target = (h @ h.mT for h in (F.normalize(s, dim=-1), F.normalize(t, dim=-1)))
+    return (own - target).square().sum(-1).mean()
+
+
+def attention_relation(
+    student_qkv: Sequence[Tensor],
+    teacher_qkv: Sequence[Tensor],
+    heads: int,
+    *,
+    pairs: Sequence[str] = PAIRS,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Queries, keys and values that relate the tokens as the teacher's do.
+
+    For a pair of a and b among q, k, v: both are split anew into `heads` relation heads of width `d = width / heads`,
+    `R = softmax(a b^T / sqrt(d))` `[B, heads, N, N]`, and the loss is the cross-entropy
+    `-sum_j R_teacher[i, j] log R_student[i, j]`, averaged over sequences, heads and tokens i, then over the pairs. Its
+    least value is the entropy of the teacher's relations, not 0; MiniLMv2's KL is the same less that constant.
+
+    Args:
+        student_qkv, teacher_qkv: (q, k, v) of one layer each, `[B, N, width]`: after the projections, heads side by
+            side (`t.transpose(1, 2).flatten(2)` of `[B, h, N, d]`). Widths and numbers of attention heads may differ.
+        heads: relation heads; it divides both widths and need not be the number of attention heads.
+        pairs: some of "qq", "qk", ..., "vv"; all nine (MiniViT) if left out. MiniLMv2: ("qq", "kk", "vv").
+        mask: bool `[B, N]`, True where there is a token. Padding is neither looked at nor averaged over; a batch
+            without tokens costs 0.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+
+    Source: Wang et al., "MiniLMv2", ACL Findings 2021; Zhang et al., "MiniViT", CVPR 2022, whose code this is equal to.
+    """
+    names, owner = ("q", "k", "v"), "attention_relation"
+    for who, qkv in (("student_qkv", student_qkv), ("teacher_qkv", teacher_qkv)):
+        if not isinstance(qkv, (tuple, list)) or len(qkv) != 3:
+            got = f"{len(qkv)} of them" if isinstance(qkv, (tuple, list)) else type(qkv).__name__
+            raise TypeError(f"{owner}: {who} must be a sequence of three tensors q, k, v, got {got}")
+        for name, t in zip(names, qkv, strict=True):
+            _check_floating(owner, f"{who}'s {name}", t)
+            if t.dim() != 3 or t.shape != qkv[0].shape or not t.numel():
+                raise ValueError(f"{owner}: {who}'s {name} must be [B, N, width] as q, got {list(t.shape)}")
+        if isinstance(heads, bool) or not isinstance(heads, int) or heads < 1 or qkv[0].shape[2] % heads:
+            raise ValueError(
+                f"{owner}: heads must be an int >= 1 that divides {who}'s width {qkv[0].shape[2]}, got {heads!r}"
+            )
+    batch = student_qkv[0].shape[:2]
+    if teacher_qkv[0].shape[:2] != batch:
+        raise ValueError(
+            f"{owner}: teacher_qkv must have student_qkv's [B, N] = {list(batch)}, got {list(teacher_qkv[0].shape[:2])}"
+        )
+    if isinstance(pairs, str) or not pairs or not set(pairs) <= set(PAIRS):
+        raise ValueError(f"{owner}: pairs must be a sequence of some of {list(PAIRS)}, got {pairs!r}")
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != batch):
+        got = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"{owner}: mask must be a bool Tensor of [B, N] = {list(batch)}, got {got}")
+
+    split: list[dict[str, Tensor]] = [{}, {}]
+    for name, s, t in zip(names, student_qkv, teacher_qkv, strict=True):
+        both = _widened(owner, f"student_qkv's {name}", s, f"teacher_qkv's {name}", t)
+        for side, value in zip(split, both, strict=True):
+            side[name] = value.unflatten(2, (heads, -1)).transpose(1, 2)  # [B, heads, N, d]
+    loss = student_qkv[0].new_zeros((), dtype=both[0].dtype)
+    for pair in pairs:
+        own, target = (_log_relation(side[pair[0]], side[pair[1]], mask) for side in split)
+        entropies = -(target.exp() * own).sum(-1)  # [B, heads, N]
+        if mask is None:
+            loss = loss + entropies.mean()
+        else:
+            real = mask[:, None].to(entropies.dtype)
+            loss = loss + (entropies * real).sum() / (real.sum() * heads).clamp(min=1)
+    return loss / len(pairs)
+
+
+def _log_relation(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
+    """`log softmax(a b^T / sqrt(d))`; a column without a token has a large negative, finite number in place of -inf."""
+    with torch.autocast(a.device.type, enabled=False):
+        scores = (a * a.shape[-1] ** -0.5) @ b.mT
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None], torch.finfo(scores.dtype).min / 2)
+    return F.log_softmax(scores, -1)
 
 
 def _check_floating(owner: str, name: str, value: object) -> None:
