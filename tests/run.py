@@ -2,8 +2,9 @@
 
     python tests/run.py [pytest arguments]
 
-A mode is one pytest process: the machine's own instruction set; each lower one, for the native kernels; the Triton
-kernels under the interpreter. `RDK_REQUIRE=native,triton` makes a missing backend a failure in the mode that has it.
+A mode is one pytest process: the machine's own instruction set; the native test programs; each lower set, for the
+native kernels; the Triton kernels under the interpreter. The first runs beside the others, which print when they end.
+`RDK_REQUIRE=native,triton` makes a missing backend a failure in the mode that has it.
 """
 
 import collections
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
 
 import torch
 
@@ -41,7 +44,11 @@ def modes() -> list[tuple[str, dict[str, str], list[str]]]:
         {"TRITON_INTERPRET": "1"},
         ["--ignore-glob=tests/test_triton*.py", "-k", "triton"],
     )
-    return [(f"all tests, {capability.lower()}", {}, []), *lower, interpreter]
+    own = f"all tests, {capability.lower()}"
+    if sys.argv[1:]:
+        return [(own, {}, []), *lower, interpreter]
+    programs = ("native test programs", {}, ["tests/native"])
+    return [(own, {}, ["--ignore=tests/native"]), programs, *lower, interpreter]
 
 
 def required(environment: dict[str, str]) -> str:
@@ -50,14 +57,14 @@ def required(environment: dict[str, str]) -> str:
     return ",".join(n for n in names if n != "triton" or "TRITON_INTERPRET" in environment or torch.cuda.is_available())
 
 
-def run(name: str, environment: dict[str, str], arguments: list[str]) -> collections.Counter:
+def run(name: str, environment: dict[str, str], arguments: list[str], output: IO[str]) -> collections.Counter:
     """Run one mode: the counts of its outcomes, with skips by reason; a process that broke counts as a failure."""
-    print(f"\n===== {name} =====", flush=True)
+    print(f"\n===== {name} =====", file=output, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         report = pathlib.Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *arguments, *sys.argv[1:]]
         env = {**os.environ, **environment, "RDK_REQUIRE": required(environment)}
-        code = subprocess.run(command, cwd=ROOT, env=env).returncode
+        code = subprocess.run(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT).returncode
         counts: collections.Counter = collections.Counter()
         for case in ElementTree.parse(report).iter("testcase") if report.exists() else ():
             skip = case.find("skipped")
@@ -76,8 +83,13 @@ def run(name: str, environment: dict[str, str], arguments: list[str]) -> collect
 def main() -> int:
     total: collections.Counter = collections.Counter()
     lines = []
-    for name, environment, arguments in modes():
-        counts = run(name, environment, arguments)
+    first, *others = modes()
+    with tempfile.TemporaryFile("w+") as aside, ThreadPoolExecutor(2) as lanes:
+        beside = lanes.submit(lambda: [run(*mode, aside) for mode in others])
+        outcomes = [run(*first, sys.stdout), *beside.result()]
+        aside.seek(0)
+        shutil.copyfileobj(aside, sys.stdout)
+    for (name, environment, _), counts in zip([first, *others], outcomes, strict=True):
         lines.append(f"{name:<28} " + ", ".join(f"{counts[k]} {k}" for k in ("passed", "failed", "skipped")))
         total += counts
         interpreted = "TRITON_INTERPRET" in environment and counts["passed"] > 0
