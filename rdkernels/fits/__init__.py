@@ -6,14 +6,17 @@ Pure tensor functions, in float64 on the CPU and without global random state; `r
 from .als import CPDegenerate, cp
 from .budget import Budget
 from .clusters import bicluster, monochromatic
-from .covariance import InputCovariance, calibrate
+from .covariance import InputCovariance, WeightInputCovariance, calibrate
+from .dictionary import Dictionary
 from .hooi import tucker
 from .svd import linear, separable
 
 __all__ = [
     "Budget",
     "CPDegenerate",
+    "Dictionary",
     "InputCovariance",
+    "WeightInputCovariance",
     "bicluster",
     "calibrate",
     "cp",

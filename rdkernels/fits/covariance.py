@@ -4,15 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 _BLOCK = 2**22  # values of x that are widened to float64 at a time: 32 MiB
 
 
-class InputCovariance:
+Seen = TypeVar("Seen", bound="_Inputs")
+
+
+class _Inputs:
+    """Sees what a layer is given."""
+
+    def update(self, x: Tensor) -> None:
+        raise NotImplementedError
+
+    @contextmanager
+    def attached(self: Seen, module: nn.Module) -> Iterator[Seen]:
+        """While the context is open, `module`'s inputs are counted; what it computes does not change."""
+
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.update(args[0] if args else kwargs["input"])
+
+        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield self
+        finally:
+            handle.remove()
+
+
+class InputCovariance(_Inputs):
     """Sums `x x^T` over everything that a layer is given: the metric `E||(W - W~) x||^2` of `metric="input_cov"`.
 
     For an nn.Conv2d over the channels, `[C, C]`, every position of every map counted once and padding not at all; for
@@ -80,18 +104,82 @@ class InputCovariance:
             raise ValueError("InputCovariance: calibrator has seen only zeros")
         return mean + self.ridge * level * torch.eye(self.size, dtype=torch.float64)
 
-    @contextmanager
-    def attached(self, module: nn.Module) -> Iterator[InputCovariance]:
-        """While the context is open, `module`'s inputs are counted; what it computes does not change."""
 
-        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.update(args[0] if args else kwargs["input"])
+class WeightInputCovariance(_Inputs):
+    """The centred covariance of all that meets one unit's weights, `[n, n]`: the kernel of the dictionary "emp".
 
-        handle = module.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
-            yield self
-        finally:
-            handle.remove()
+    For an nn.Linear the features, `n = in`; for an nn.Conv2d the patches as the convolution sees them, padding
+    included, `n = C * kh * kw`. The sums are float64 on the CPU.
+
+    Args:
+        module: the nn.Linear, or nn.Conv2d of groups 1.
+        squared: the covariance of the inputs' squares, for "emp2".
+
+    Raises:
+        TypeError, ValueError: naming the argument, what came and what is allowed.
+    """
+
+    def __init__(self, module: nn.Module, *, squared: bool = False) -> None:
+        if not isinstance(module, (nn.Linear, nn.Conv2d)):
+            raise TypeError(
+                f"WeightInputCovariance: module must be an nn.Conv2d or nn.Linear, got {type(module).__name__}"
+            )
+        if isinstance(module, nn.Conv2d) and module.groups != 1:
+            raise ValueError(f"WeightInputCovariance: module must have groups 1, got {module.groups}")
+        self.squared, self.size = squared, module.weight[0].numel()
+        self._channels = module.weight.shape[1]
+        self._conv: dict[str, Any] | None = None
+        if isinstance(module, nn.Conv2d):
+            self._sides = module._reversed_padding_repeated_twice
+            self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            self._conv = {name: getattr(module, name) for name in ("kernel_size", "dilation", "stride")}
+        self.sums = torch.zeros(self.size, self.size, dtype=torch.float64)
+        self.total = torch.zeros(self.size, dtype=torch.float64)
+        self.origin: Tensor | None = None  # near the mean, so that centring the sums cancels little
+        self.count = 0  # vectors seen
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Count every vector of `x`: a batch of the layer's inputs."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(
+                f"WeightInputCovariance: x must be a floating Tensor, got {getattr(x, 'dtype', type(x).__name__)}"
+            )
+        layout, channel = ("[..., in]", -1) if self._conv is None else ("[N, C, H, W]", -3)
+        if x.dim() < -channel or x.shape[channel] != self._channels:
+            raise ValueError(
+                f"WeightInputCovariance: x must be {layout} with {self._channels} channels, got {list(x.shape)}"
+            )
+        items = x.detach().reshape(-1, *x.shape[channel:])
+        step = max(1, _BLOCK // max(1, items[:1].numel() * self.size // self._channels))
+        for block in items.split(step):
+            vectors = self._vectors(block.to(torch.float64))  # [vectors, size]
+            if not len(vectors):
+                continue
+            if self.origin is None:
+                self.origin = vectors.mean(0).cpu()
+            vectors = vectors - self.origin.to(vectors.device)
+            self.sums += (vectors.T @ vectors).cpu()
+            self.total += vectors.sum(0).cpu()
+            self.count += len(vectors)
+
+    def _vectors(self, block: Tensor) -> Tensor:
+        if self._conv is not None:
+            patches = functional.unfold(functional.pad(block, self._sides, self._mode), **self._conv)
+            block = patches.transpose(1, 2).reshape(-1, self.size)
+        return block.square() if self.squared else block
+
+    def covariance(self) -> Tensor:
+        """The covariance, float64 `[n, n]`, normalised by the count."""
+        if self.count == 0:
+            raise ValueError("WeightInputCovariance: observer has seen no input; run the model on some batches first")
+        mean = self.total / self.count
+        found = self.sums / self.count - mean[:, None] * mean
+        if not found.isfinite().all():
+            raise ValueError("WeightInputCovariance: observer has seen an input that is not finite")
+        if not found.diagonal().any():
+            raise ValueError("WeightInputCovariance: observer has seen only one value of every input")
+        return found
 
 
 @contextmanager
