@@ -33,6 +33,11 @@ class _Chained(NamedTuple):
 _CHAINS: dict[str, _Chained] = {}
 
 
+def stages_of(op: str, factors: Sequence[Tensor], where: Geometry) -> list[Stage]:
+    """The operation as stages: its factors, then its indices, in the order of its arguments."""
+    return _CHAINS[op].stages(factors, where)
+
+
 def unfused(
     op: str,
     x: Tensor,
