@@ -36,19 +36,23 @@ _USES = {
 _NEGLIGIBLE = 1e-20  # of the largest value: far below float64's rounding of a sum that holds both
 
 
+def _count(n: int) -> Tensor:
+    return torch.arange(n, device="cpu")  # the CPU also under torch.device("cuda")
+
+
 def index_sets(size: int, count: int, columns: int, seed: int) -> Tensor:
     """For each column, `count` of `0 .. size - 1`, uniform without replacement, sorted: int64 `[columns, count]`.
 
     Position p of column j is taken by the rank of XXH32(p, j; seed) (`rdkernels.hashing.xxh32_pair`).
     """
-    p, j = torch.arange(size), torch.arange(columns)[:, None]
+    p, j = _count(size), _count(columns)[:, None]
     order = hashing.xxh32_pair(p, j, hashing.check_seed(seed)).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values
 
 
 def grid(positions: Sequence[int]) -> Tensor:
     """Coordinates of the positions of a grid in row-major order: float64 `[n, len(positions)]`."""
-    axes = [torch.arange(n, dtype=torch.float64) for n in positions]
+    axes = [_count(n).double() for n in positions]
     return torch.cartesian_prod(*axes).reshape(-1, len(axes))
 
 
@@ -68,7 +72,7 @@ def ridge_predictor(rows: Tensor, alpha: Tensor, ridge: float) -> Tensor:
     Raises:
         ValueError: `K_a + ridge I` is singular.
     """
-    system = rows[:, alpha] + ridge * torch.eye(len(alpha), dtype=rows.dtype)
+    system = rows[:, alpha] + ridge * torch.eye(len(alpha), dtype=rows.dtype, device="cpu")
     solution, failed = torch.linalg.solve_ex(system, rows)
     if failed or not solution.isfinite().all():
         raise ValueError(f"ridge must be larger, as the kernel at the chosen positions is singular, got {ridge}")
@@ -81,7 +85,7 @@ def gaussian(size: int, count: int, columns: int, seed: int) -> Tensor:
     Box-Muller of two hashes a value.
     """
     hashing.check_seed(seed)
-    p, q = torch.arange(size)[:, None], 2 * torch.arange(columns * count)
+    p, q = _count(size)[:, None], 2 * _count(columns * count)
     radius, angle = ((hashing.xxh32_pair(p, q + k, seed).double() + 0.5) / 2**32 for k in (0, 1))
     values = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos() / size**0.5
     return values.reshape(size, columns, count).transpose(0, 1).contiguous()
@@ -93,7 +97,7 @@ def cosines(positions: Sequence[int], count: int) -> Tensor:
     By the sum over the axes of `(frequency / length)^2`; of equal ones the first in row-major order.
     """
     frequencies = grid(positions)
-    lengths = torch.tensor(positions, dtype=torch.float64)
+    lengths = torch.tensor(positions, dtype=torch.float64, device="cpu")
     lowest = frequencies[(frequencies / lengths).square().sum(1).argsort(stable=True)[:count]]  # [count, d]
     angle = math.pi * (grid(positions)[:, None] + 0.5) * lowest / lengths  # [n_v, count, d]
     scale = torch.where(lowest == 0, 1.0, 2.0).to(torch.float64) / lengths
@@ -193,7 +197,7 @@ class Dictionary:
         if self.kind == "dct":
             return cosines(self.positions, self.atoms).T[None].contiguous()
         if self.kind == "identity":
-            one = torch.zeros(self.columns, self.atoms, self.inputs, dtype=torch.float64)
+            one = torch.zeros(self.columns, self.atoms, self.inputs, dtype=torch.float64, device="cpu")
             return one.scatter_(2, self.index_sets()[..., None], 1.0)
         if self.kind == "se":
             points = grid(self.positions)
