@@ -1,8 +1,7 @@
-"""Layers whose weight is predicted from few trained values by a fixed dictionary."""
+"""What the layers share whose weight a fixed dictionary predicts from few trained values, and the linear one."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
@@ -11,33 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import fits
-from ..fits.budget import check_rank, pair_of_ranks
-from ..fits.dictionary import FROM_DATA, GIVEN, KINDS, STORED, clean
-from ..ops.convolution import geometry
+from ..fits.budget import check_rank
+from ..fits.dictionary import FROM_DATA, STORED, clean
 from .hashed import draw_seed
 from .lowrank import errors_of
+from .recipe import disagreements, encode
 
 Order = Literal["expand", "pool"]
-IntOrPair = int | Sequence[int]
 Layer = TypeVar("Layer", bound="Predicted")
-
-#: What the state dict's int64 entry `recipe` holds, in this order; ridge and sigma as the bits of a float64. The
-#: settings after `width` are 0 where the atoms are stored.
-RECIPE_FIELDS = (
-    "recipe_version",
-    "dictionary",
-    "columns",
-    "atoms",
-    "channels",
-    "height",
-    "width",
-    "seed",
-    "whiten",
-    "ridge",
-    "sigma",
-)
-_VERSION = 1
-_NAMES = (*KINDS, GIVEN)
 
 
 class Predicted(nn.Module):
@@ -58,28 +38,34 @@ class Predicted(nn.Module):
 
     def _register(
         self,
+        inputs: int,
         outputs: int,
-        dictionary: fits.Dictionary,
-        source: Tensor | None,
         bias: bool,
         device: Any,
         dtype: torch.dtype | None,
+        dictionary: str | Tensor,
+        fraction: float,
+        seed: int | None,
+        observer: fits.WeightInputCovariance | None,
+        **settings: Any,
     ) -> None:
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, got {bias!r}")
+        seed = draw_seed() if seed is None else seed
+        made = fits.Dictionary.of(inputs, outputs, dictionary, fraction, seed=seed, **settings)
+        self._outputs, self._runs = outputs, _runs(outputs, made.columns)
+        self.dictionary = made
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
             raise TypeError(f"dtype must be floating, got {dtype}")
-        self.dictionary, self._outputs = dictionary, outputs
-        self._runs = _runs(outputs, dictionary.columns)
-        sets = (dictionary.columns, dictionary.atoms)
-        if dictionary.kind == "identity":
+        sets = (made.columns, made.atoms)
+        if made.kind == "identity":
             self.register_buffer("index", torch.empty(sets, dtype=torch.int64, device=device), persistent=False)
         else:
-            block = torch.empty(*sets, dictionary.inputs // dictionary.channels, dtype=dtype, device=device)
-            self.register_buffer("atoms", block, persistent=dictionary.kind in STORED)
-        self._build(source)
-        self.coefficients = nn.Parameter(torch.empty(outputs, dictionary.per_unit, dtype=dtype, device=device))
+            block = torch.empty(*sets, made.inputs // made.channels, dtype=dtype, device=device)
+            self.register_buffer("atoms", block, persistent=made.kind in STORED)
+        self._build(_source(made, dictionary, observer))
+        self.coefficients = nn.Parameter(torch.empty(outputs, made.per_unit, dtype=dtype, device=device))
         self.register_parameter(
             "bias", nn.Parameter(torch.empty(outputs, dtype=dtype, device=device)) if bias else None
         )
@@ -93,11 +79,7 @@ class Predicted(nn.Module):
     @property
     def recipe(self) -> Tensor:
         """The int64 values of `RECIPE_FIELDS`, on the CPU: the state dict's entry of that name."""
-        d = self.dictionary
-        height, width = (*d.positions, 0)[:2]
-        settings = (0,) * 4 if d.kind in STORED else (d.seed, d.whiten, *map(_bits, (d.ridge, d.sigma)))
-        fields = (_VERSION, _NAMES.index(d.kind), d.columns, d.atoms, d.channels, height, width, *settings)
-        return torch.tensor(fields, dtype=torch.int64, device="cpu")
+        return encode(self.dictionary)
 
     @property
     def _fixed(self) -> Tensor:
@@ -255,7 +237,7 @@ class Predicted(nn.Module):
         if key not in state_dict:
             missing_keys.append(key)
         else:
-            error_msgs.extend(f"{prefix}{text}" for text in _disagreements(self.recipe, state_dict[key]))
+            error_msgs.extend(f"{prefix}{text}" for text in disagreements(self.recipe, state_dict[key]))
 
 
 class PredictedLinear(Predicted):
@@ -316,19 +298,22 @@ class PredictedLinear(Predicted):
         with errors_of("PredictedLinear"):
             self.in_features = check_rank("in_features", in_features)
             self.out_features = check_rank("out_features", out_features)
-            recipe = fits.Dictionary.of(
+            self._register(
                 in_features,
                 out_features,
+                bias,
+                device,
+                dtype,
                 dictionary,
                 fraction,
+                seed,
+                observer,
                 columns=columns,
                 topology=topology,
                 ridge=ridge,
                 sigma=sigma,
                 whiten=whiten,
-                seed=draw_seed() if seed is None else seed,
             )
-            self._register(out_features, recipe, _source(recipe, dictionary, observer), bias, device, dtype)
 
     @classmethod
     def from_dense(cls, linear: nn.Linear, **settings: Any) -> PredictedLinear:
@@ -342,7 +327,7 @@ class PredictedLinear(Predicted):
             TypeError, ValueError: naming the argument, what came and what is allowed.
         """
         with errors_of("PredictedLinear.from_dense"):
-            weight = _weight_of(cls, "linear", linear)
+            weight = weight_of(cls, "linear", linear)
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         layer = cls(*shape, weight.device, weight.dtype, **settings)
         with errors_of("PredictedLinear.from_dense"):
@@ -385,153 +370,6 @@ class PredictedLinear(Predicted):
         return f"in_features={self.in_features}, out_features={self.out_features}, {self._size_repr()}"
 
 
-class PredictedConv2d(Predicted):
-    """`nn.Conv2d` with every column of filters predicted: fixed atoms, trained coefficients.
-
-    Args:
-        in_channels to dtype: as in `nn.Conv2d`, of groups 1.
-        fraction to observer: as in `PredictedLinear`, of the `n_v = C * kh * kw` weights of a filter. The topology is
-            the filter's `(C, kh, kw)`: for "se" and "dct" the atoms are those of one channel, the same for each.
-
-    Parameters: `coefficients` `[out, n_a]`, by channel first where the atoms are one channel's, and `bias` `[out]` or
-    None. State dict, raises: as `PredictedLinear`.
-    """
-
-    _dense_type = nn.Conv2d
-    _gathers = 1
-    _pool_weight = 3.5  # few filters a group: measured on a CPU
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-        *,
-        fraction: float,
-        dictionary: str | Tensor = "se",
-        columns: int = 1,
-        ridge: float = 0.1,
-        sigma: float = 1.0,
-        whiten: bool = True,
-        seed: int | None = None,
-        observer: fits.WeightInputCovariance | None = None,
-    ) -> None:
-        super().__init__()
-        with errors_of("PredictedConv2d"):
-            self.in_channels = check_rank("in_channels", in_channels)
-            self.out_channels = check_rank("out_channels", out_channels)
-            self.kernel_size = pair_of_ranks(kernel_size, name="kernel_size")
-            if groups != 1:
-                raise ValueError(f"groups must be 1, got {groups!r}")
-            modes = ("zeros", "reflect", "replicate", "circular")
-            if padding_mode not in modes:
-                raise ValueError(f"padding_mode must be one of {list(modes)}, got {padding_mode!r}")
-        where = geometry("PredictedConv2d", *self.kernel_size, stride, padding, dilation)
-        self.stride, self.dilation, self.padding_mode = where[:2], where[6:], padding_mode
-        self.padding = padding if isinstance(padding, str) else (where.top, where.left)
-        self._sides = (where.left, where.right, where.top, where.bottom)
-        topology = (in_channels, *self.kernel_size)
-        inputs = in_channels * self.kernel_size[0] * self.kernel_size[1]
-        with errors_of("PredictedConv2d"):
-            recipe = fits.Dictionary.of(
-                inputs,
-                out_channels,
-                dictionary,
-                fraction,
-                columns=columns,
-                topology=topology,
-                ridge=ridge,
-                sigma=sigma,
-                whiten=whiten,
-                seed=draw_seed() if seed is None else seed,
-            )
-            self._register(out_channels, recipe, _source(recipe, dictionary, observer), bias, device, dtype)
-
-    @classmethod
-    def from_dense(cls, conv: nn.Conv2d, **settings: Any) -> PredictedConv2d:
-        """The layer closest to `conv`, as `PredictedLinear.from_dense`; its geometry is kept."""
-        with errors_of("PredictedConv2d.from_dense"):
-            weight = _weight_of(cls, "conv", conv)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            weight.device,
-            weight.dtype,
-            **settings,
-        )
-        with errors_of("PredictedConv2d.from_dense"):
-            return layer._fill(conv)
-
-    def materialize(self) -> Tensor:
-        return self._expand().view(self.out_channels, self.in_channels, *self.kernel_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"PredictedConv2d: x must be [N, C, H, W] or [C, H, W] with C = in_channels = {self.in_channels}, "
-                f"got {list(x.shape)}"
-            )
-        batch = x if x.dim() == 4 else x[None]
-        y = self._pool(batch) if self._order(x, self._positions(batch)) == "pool" else self._full(batch)
-        return y if x.dim() == 4 else y[0]
-
-    def _positions(self, x: Tensor) -> int:
-        """Output positions of all maps."""
-        left, right, top, bottom = self._sides
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        sizes = (x.shape[-2] + top + bottom, x.shape[-1] + left + right)
-        h, w = ((n - span) // s + 1 for n, span, s in zip(sizes, spans, self.stride, strict=True))
-        return x.shape[0] * h * w
-
-    def _convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, groups: int = 1) -> Tensor:
-        if self.padding_mode == "zeros":
-            return functional.conv2d(x, filters, bias, self.stride, self.padding, self.dilation, groups)
-        padded = functional.pad(x, self._sides, self.padding_mode)
-        return functional.conv2d(padded, filters, bias, self.stride, 0, self.dilation, groups)
-
-    def _full(self, x: Tensor) -> Tensor:
-        return self._convolve(x, self.materialize(), self.bias)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        """`x` convolved with the atoms of every column, then the coefficients as 1x1 filters, column by column."""
-        d = self.dictionary
-        atoms = self._dense_atoms().view(-1, self.in_channels // d.channels, *self.kernel_size)  # [J * n_a, ...]
-        pooled = self._convolve(x, atoms.repeat(d.channels, 1, 1, 1), None, d.channels)
-        if d.channels > 1 and d.columns > 1:  # from channels of columns to columns of channels
-            pooled = pooled.unflatten(1, (d.channels, d.columns, d.atoms)).transpose(1, 2).flatten(1, 3)
-        parts = []
-        for (first, count, _), rows in zip(self._runs, self._rows(), strict=True):
-            group = pooled[:, first * d.per_unit : (first + count) * d.per_unit]
-            bias = None if self.bias is None else self.bias[rows]
-            parts.append(functional.conv2d(group, self.coefficients[rows, :, None, None], bias, groups=count))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def extra_repr(self) -> str:
-        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-        if self.padding not in ((0, 0), "valid"):
-            text += f", padding={self.padding!r}"
-        if self.dilation != (1, 1):
-            text += f", dilation={self.dilation}"
-        if self.padding_mode != "zeros":
-            text += f", padding_mode={self.padding_mode}"
-        return f"{text}, {self._size_repr()}"
-
-
 def _runs(outputs: int, columns: int) -> list[tuple[int, int, int]]:
     """Columns of equal width that follow each other: (first, how many, units of each); the wider ones come first."""
     width, wider = divmod(outputs, columns)
@@ -564,7 +402,7 @@ def _source(recipe: fits.Dictionary, dictionary: str | Tensor, observer: object)
     return observer.covariance()
 
 
-def _weight_of(cls: type[Predicted], name: str, dense: Any) -> Tensor:
+def weight_of(cls: type[Predicted], name: str, dense: Any) -> Tensor:
     """The weight of `dense`, which must be the layer's dense twin and have values."""
     if not isinstance(dense, cls._dense_type) or isinstance(dense.weight, nn.UninitializedParameter):
         kind = cls._dense_type.__name__
@@ -572,27 +410,3 @@ def _weight_of(cls: type[Predicted], name: str, dense: Any) -> Tensor:
     if dense.weight.is_meta:
         raise ValueError(f"{name} must have values, got one on the meta device")
     return dense.weight.detach()
-
-
-def _bits(value: float) -> int:
-    (bits,) = struct.unpack("<q", struct.pack("<d", value))
-    return bits
-
-
-def _disagreements(own: Tensor, loaded: Tensor) -> list[str]:
-    """One line for each field of `RECIPE_FIELDS` in which a loaded recipe differs from the layer's own."""
-    if loaded.is_meta:
-        return []
-    if loaded.dtype != torch.int64 or loaded.shape != own.shape:
-        return [f"recipe: must be int64 {list(own.shape)}, the state dict has {loaded.dtype} {list(loaded.shape)}"]
-
-    def shown(field: str, value: int) -> object:
-        if field == "dictionary":
-            return _NAMES[value] if 0 <= value < len(_NAMES) else value
-        return struct.unpack("<d", struct.pack("<q", value))[0] if field in ("ridge", "sigma") else value
-
-    return [
-        f"{field}: the layer has {shown(field, mine)}, the state dict {shown(field, theirs)}"
-        for field, mine, theirs in zip(RECIPE_FIELDS, own.tolist(), loaded.tolist(), strict=True)
-        if mine != theirs
-    ]
