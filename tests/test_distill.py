@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import pathlib
+import re
 
 import pytest
 import torch
@@ -327,3 +329,13 @@ Q = normal(2, 3, 4)
 def test_errors_say_what_is_allowed(call, error, words: str) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_the_docs_examples_run() -> None:
+    text = (pathlib.Path(__file__).parent.parent / "docs/distill.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 3
+    space: dict = {}
+    for block in blocks:
+        exec(block, space)
+    assert space["loss"].isfinite() and space["projection"].weight.grad.any()

@@ -81,7 +81,7 @@ def _plain(layer: Any) -> nn.Module:
         modules = _chain(layer)
     else:
         bias = layer.materialize_bias() if isinstance(layer, HashedLinear) else layer.bias
-        trained = any(p.requires_grad for p in layer.parameters())
+        trained = any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
         modules = [_dense(layer, layer.materialize().detach().requires_grad_(trained), bias)]
     activation = getattr(layer, "activation", None)
     if activation is not None:
