@@ -16,9 +16,10 @@ from ..ops.convolution import geometry
 from ..ops.stages import Conv, Pad, Select, Stage
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+_LAYERS = WeightBank.__module__.rpartition(".")[0]  # the package of the layers
 
 
-@torch.no_grad()
+@torch.enable_grad()  # so that a weight made of trained factors is seen to be trained
 def strip(model: nn.Module) -> nn.Module:
     """A copy of `model` in which torch's own modules compute what rdkernels' layers did: for export, or to load without
     this package.
@@ -56,17 +57,16 @@ def strip(model: nn.Module) -> nn.Module:
         elif _is_ours(module):
             _check(name, module)
             plain[id(module)] = _plain(module).train(module.training)
-    return copy.deepcopy(model, plain)  # the memo: what stands for each of these objects, wherever the model holds it
+    return copy.deepcopy(model, plain)  # a memo: what stands for each object, wherever the model holds it
 
 
 def _is_ours(module: nn.Module) -> bool:
-    package = WeightBank.__module__.rpartition(".")[0]
-    return hasattr(module, "materialize") and any(c.__module__.startswith(package) for c in type(module).__mro__)
+    return hasattr(module, "materialize") and any(c.__module__.startswith(_LAYERS) for c in type(module).__mro__)
 
 
 def _check(name: str, module: nn.Module) -> None:
     what = f"strip: {name or 'the model'} ({type(module).__name__})"
-    if not type(module).forward.__module__.startswith(__name__.partition(".")[0]):
+    if not type(module).forward.__module__.startswith(_LAYERS):
         raise ValueError(f"{what} must have its class's forward, got {type(module).forward.__qualname__}")
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     found = [kind.strip("_") for kind in hooks if getattr(module, kind)]
@@ -81,8 +81,7 @@ def _plain(layer: Any) -> nn.Module:
         modules = _chain(layer)
     else:
         bias = layer.materialize_bias() if isinstance(layer, HashedLinear) else layer.bias
-        trained = any(p.requires_grad for name, p in layer.named_parameters() if name != "bias")
-        modules = [_dense(layer, layer.materialize().detach().requires_grad_(trained), bias)]
+        modules = [_dense(layer, layer.materialize(), bias)]
     activation = getattr(layer, "activation", None)
     if activation is not None:
         modules.append(_ACTIVATIONS[activation]())
@@ -101,16 +100,14 @@ def _chain(layer: Any) -> list[nn.Module]:
     """The operation's own stages; the bias in the last."""
     kh, kw = layer.kernel_size
     where = geometry(layer._op, kh, kw, layer.stride, layer.padding, layer.dilation)
-    trained = [getattr(layer, name).requires_grad for name in layer._names]
-    *inner, last = _without_selections(stages_of(layer._op, layer._factors(), where))
+    stages = _without_selections(stages_of(layer._op, layer._factors(), where))
     modules: list[nn.Module] = []
-    for stage in (*inner, last):
+    for stage in stages:
         if isinstance(stage, Pad):
             modules.append(nn.ZeroPad2d(stage))
         elif isinstance(stage, Conv):
-            weight = stage.weight.detach().requires_grad_(trained[stage.factor])
-            bias = layer.bias if stage is last else None
-            modules.append(_conv(weight, bias, stage.stride, stage.padding, stage.dilation, stage.groups))
+            bias = layer.bias if stage is stages[-1] else None
+            modules.append(_conv(stage.weight, bias, stage.stride, stage.padding, stage.dilation, stage.groups))
     return modules
 
 
@@ -121,20 +118,19 @@ def _without_selections(stages: Sequence[Stage]) -> list[Stage]:
     not grouped any more.
     """
     found: list[Stage] = []
-    before: int | None = None  # where in `found` the last convolution is
+    before: Conv | None = None  # the last convolution in `found`
     waiting: Tensor | None = None
     for stage in stages:
         if isinstance(stage, Select):
-            last = found[before] if before is not None else None
-            if isinstance(last, Conv) and last.groups == 1 and before is not None:
-                found[before] = last._replace(weight=last.weight[stage.order])
-            else:
+            if before is None or before.groups > 1:
                 waiting = stage.order
+                continue
+            place = next(n for n, s in enumerate(found) if s is before)
+            found[place] = before = before._replace(weight=before.weight[stage.order])
             continue
         if isinstance(stage, Conv):
-            if waiting is not None:
-                stage, waiting = _ungrouped(stage, waiting), None
-            before = len(found)
+            before = stage = stage if waiting is None else _ungrouped(stage, waiting)
+            waiting = None
         found.append(stage)
     return found
 

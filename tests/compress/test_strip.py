@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 import rdkernels as rd
 
@@ -185,6 +186,17 @@ def test_a_model_keeps_names_mode_and_everything_else() -> None:
     with torch.no_grad():  # negative control: the copy is not tied to the model
         stripped.features[0][0].weight.zero_()
     assert not torch.allclose(stripped(x), model(x), atol=1e-3)
+
+
+@torch.no_grad()
+def test_each_factor_is_trained_as_it_was() -> None:
+    layer = conv_of("BiclusterConv2d", 3)
+    layer.core.requires_grad_(False)
+    parametrize.register_parametrization(layer, "inner", nn.Tanh())
+    stripped = rd.strip(layer)
+    assert [p.requires_grad for p in stripped.parameters()] == [True, False, True, True]
+    assert all(p.is_leaf for p in stripped.parameters())
+    assert_same(stripped, layer, torch.randn(1, 4, 5, 5, dtype=torch.float64))
 
 
 def test_a_layer_used_twice_stays_one() -> None:
