@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fits import Dictionary, WeightInputCovariance
-from ..fits.dictionary import FROM_DATA, check_settings
+from ..fits.dictionary import FROM_DATA, check_settings, check_topology
 from ..nn import PredictedConv2d, PredictedLinear
 from ..nn.hashed import draw_seed
 from ..nn.lowrank import errors_of
@@ -21,14 +21,24 @@ from .spec import Spec
 
 @dataclass(frozen=True)
 class Predicted(Spec):
-    """`rdkernels.nn.PredictedLinear` and `PredictedConv2d`, whose docstrings say what the fields mean.
+    """A fixed dictionary and few trained coefficients: `rdkernels.nn.PredictedLinear`, and `PredictedConv2d`.
 
-    `problem` says where they do not suit a layer. A topology is for linear layers; a filter has one. "emp" and "emp2"
-    take the covariance of the layer's inputs: `convert` needs data for them. In a model, the layer of name `n` gets the
-    seed `(seed + crc32(n)) mod 2**32`.
+    Args:
+        fraction: trained coefficients over weights, in (0, 1].
+        dictionary: "se", "emp", "emp2", "gauss", "identity", "dct" or a Tensor `[in, n]`, as in `PredictedLinear`.
+            "emp" and "emp2" take the covariance of the layer's inputs: `rdkernels.convert` needs data for them.
+        columns: groups of units with index sets of their own.
+        topology: how the inputs of a linear layer lie; "se" and "dct" need it. A filter has its own.
+        ridge: of "se", "emp" and "emp2", over the mean of the kernel's diagonal.
+        sigma: of "se", in pixels.
+        whiten: the ridge predictor, or False: the kernel's columns.
+        seed: uint32. None draws one from torch's default CPU generator. In a model, the layer of name `n` gets
+            `(seed + crc32(n)) mod 2**32`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is allowed.
+
+    Source: Denil et al., "Predicting Parameters in Deep Learning", NIPS 2013.
     """
 
     fraction: float
@@ -44,9 +54,9 @@ class Predicted(Spec):
     types = (nn.Linear, nn.Conv2d)
 
     def __post_init__(self) -> None:
-        if self.topology is not None:
-            object.__setattr__(self, "topology", tuple(self.topology))
         with errors_of("Predicted"):
+            if self.topology is not None:
+                object.__setattr__(self, "topology", check_topology(self.topology))
             settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "topology"}
             check_settings(**settings)
 
@@ -62,6 +72,8 @@ class Predicted(Spec):
             return f"groups must be 1, got {dense.groups}"
         if conv and self.topology is not None:
             return f"topology must be None for an nn.Conv2d, whose filters are a grid of their own, got {self.topology}"
+        if not dense.weight.is_floating_point():
+            return f"dtype must be floating, got {dense.weight.dtype}"
         outputs, *shape = dense.weight.shape
         try:
             settings = {**self._settings(dense), "topology": shape if conv else self.topology}

@@ -253,6 +253,13 @@ def check_settings(
     return kind
 
 
+def check_topology(topology: Sequence[int]) -> tuple[int, ...]:
+    """`topology` as a tuple; raises TypeError or ValueError where it is no sizes of a grid."""
+    if not isinstance(topology, Sequence) or isinstance(topology, str):
+        raise TypeError(f"topology must be None or a tuple of sizes, got {topology!r}")
+    return tuple(check_rank(f"topology[{n}]", size) for n, size in enumerate(topology))
+
+
 def _layout(inputs: int, kind: str, topology: Sequence[int] | None) -> tuple[int, tuple[int, ...]]:
     """Channels and positions of the atoms."""
     if topology is None:
@@ -262,7 +269,7 @@ def _layout(inputs: int, kind: str, topology: Sequence[int] | None) -> tuple[int
                 f"or (channels, height, width), got None"
             )
         return 1, (inputs,)
-    sizes = tuple(check_rank(f"topology[{n}]", size) for n, size in enumerate(topology))
+    sizes = check_topology(topology)
     if not 1 <= len(sizes) <= 3 or math.prod(sizes) != inputs:
         raise ValueError(
             f"topology must be (length,), (height, width) or (channels, height, width) of {inputs} inputs, got {sizes}"

@@ -177,7 +177,7 @@ class Predicted(nn.Module):
 
     @torch.no_grad()
     def relative_error(self, dense: nn.Module) -> float:
-        """`||W - materialize()||_F / ||W||_F` in float64, with W the weight of the layer `dense`."""
+        """`||W - materialize()||_F / ||W||_F`, norms in float64, with W the weight of the layer `dense`."""
         weight: Any = dense.weight
         own = self.materialize()
         if own.shape != weight.shape:

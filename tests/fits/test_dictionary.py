@@ -171,6 +171,7 @@ def test_random_state_and_default_device_are_left_alone() -> None:
         (dict(topology=None), r"topology must say how the 16 inputs lie for dictionary \"se\".*got None"),
         (dict(topology=(4, 5)), r"topology must be .* of 16 inputs, got \(4, 5\)"),
         (dict(topology=(2, 2, 2, 2)), r"topology must be .* of 16 inputs, got \(2, 2, 2, 2\)"),
+        (dict(topology=16), r"topology must be None or a tuple of sizes, got 16"),
         (dict(topology=(4, 4.0)), r"topology\[1\] must be an int, got 4.0"),
         (dict(dictionary="gauss", topology=(4, 5)), r"topology must be"),
         (dict(ridge=-1), r"ridge must be a finite number >= 0, got -1"),
