@@ -19,15 +19,38 @@ from .registry import attach_native, backends, use
 native.load()
 attach_native(_convolution.KERNEL_DTYPES, native.runs_on)
 
-from . import compress, distill, fits, nn, planner  # noqa: E402
+from . import compress, datasets, distill, fits, nn, planner  # noqa: E402
+from .compress import (  # noqa: E402
+    CP,
+    Bicluster,
+    Hashed,
+    LowRank,
+    Monochromatic,
+    Predicted,
+    Separable,
+    Tucker,
+    convert,
+    size,
+    strip,
+)
 
 __version__ = importlib.metadata.version("rdkernels")
 __all__ = [
+    "CP",
+    "Bicluster",
+    "Hashed",
+    "LowRank",
+    "Monochromatic",
+    "Predicted",
+    "Separable",
+    "Tucker",
     "backends",
     "bicluster_conv2d",
     "build_info",
     "compress",
+    "convert",
     "cp_conv2d",
+    "datasets",
     "distill",
     "fits",
     "hashed_linear",
@@ -37,6 +60,8 @@ __all__ = [
     "nn",
     "planner",
     "separable_conv2d",
+    "size",
+    "strip",
     "tucker_conv2d",
     "use",
 ]

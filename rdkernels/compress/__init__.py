@@ -15,18 +15,40 @@ from ..fits import (
     separable,
     tucker,
 )
+from .convert import convert
+from .hashed import Hashed
+from .lowrank import CP, Bicluster, LowRank, Monochromatic, Separable, Tucker
+from .predicted import Predicted
+from .report import Report, Row
+from .size import LayerSize, Size, size
 from .spec import Spec
+from .strip import strip
 
 __all__ = [
+    "CP",
+    "Bicluster",
     "Budget",
     "CPDegenerate",
+    "Hashed",
     "InputCovariance",
+    "LayerSize",
+    "LowRank",
+    "Monochromatic",
+    "Predicted",
+    "Report",
+    "Row",
+    "Separable",
+    "Size",
     "Spec",
+    "Tucker",
     "bicluster",
     "calibrate",
+    "convert",
     "cp",
     "linear",
     "monochromatic",
     "separable",
+    "size",
+    "strip",
     "tucker",
 ]

@@ -46,6 +46,10 @@ class Spec(ABC):
         """What must have seen the layer's inputs before `fit` or `fresh`; None if no data is needed."""
         return None
 
+    def for_layer(self, name: str) -> Spec:
+        """This spec as the layer of that name gets it, nothing left to draw: where layers must differ, else itself."""
+        return self
+
     @abstractmethod
     def fit(self, module: nn.Module, observer: Any = None) -> nn.Module:
         """The layer of this representation closest to `module`, with its bias, device, dtype and mode.

@@ -3,6 +3,8 @@
 from .hashed import HashedLinear, WeightBank
 from .lowrank import LowRankLinear
 from .lowrank_forms import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
+from .predicted import PredictedLinear
+from .predicted_conv import PredictedConv2d
 
 __all__ = [
     "BiclusterConv2d",
@@ -10,6 +12,8 @@ __all__ = [
     "HashedLinear",
     "LowRankLinear",
     "MonochromaticConv2d",
+    "PredictedConv2d",
+    "PredictedLinear",
     "SeparableConv2d",
     "TuckerConv2d",
     "WeightBank",

@@ -110,7 +110,7 @@ class HashedLinear(nn.Module):
         else:
             self.slots = _slots_of(bank, per_slot, device, dtype)
             device, dtype = bank.weight.device, bank.weight.dtype
-        self.seed = hashing.check_seed(_draw_seed() if seed is None else seed)
+        self.seed = hashing.check_seed(draw_seed() if seed is None else seed)
         self._owns_bank = bank is None
         bound = in_features**-0.5
         self.bank = WeightBank(self.slots * per_slot, bound=bound, device=device, dtype=dtype) if bank is None else bank
@@ -127,11 +127,13 @@ class HashedLinear(nn.Module):
         granule: hashing.Granule = "chunk",
         seed: int | None = None,
         scale: float = 1.0,
+        hashed_bias: bool = False,
     ) -> HashedLinear:
         """The hashed layer closest to `linear`: its bank minimises `||scale * V(bank) - linear.weight||_F`.
 
         Every bank entry is the mean of `sign * weight` over its members, divided by `scale`; an entry without members
-        is 0. Sums are float64 on the CPU in coordinate order: the same result on every device. The bias is copied.
+        is 0. Sums are float64 on the CPU in coordinate order: the same result on every device. The bias is copied, or
+        with `hashed_bias` one more column of the weight.
 
         Raises:
             TypeError, ValueError: as the constructor; `scale` must not be 0.
@@ -141,10 +143,11 @@ class HashedLinear(nn.Module):
         if scale == 0:
             raise ValueError("HashedLinear.from_linear: scale must not be 0, got 0")
         weight = linear.weight.detach()
+        hashed_bias = hashed_bias and linear.bias is not None
         layer = cls(
             linear.in_features,
             linear.out_features,
-            linear.bias is not None,
+            "hashed" if hashed_bias else linear.bias is not None,
             compression=compression,
             granule=granule,
             seed=seed,
@@ -153,6 +156,8 @@ class HashedLinear(nn.Module):
             dtype=weight.dtype,
         )
         with torch.no_grad():
+            if hashed_bias:
+                weight = torch.cat([weight, linear.bias.detach()[:, None]], dim=1)
             if not weight.is_meta:
                 layer.bank.weight.copy_(_signed_mean(weight, layer.slots, layer.granule, layer.seed) / scale)
             if layer.bias is not None:
@@ -273,7 +278,7 @@ def _signed_mean(weight: Tensor, slots: int, granule: tuple[int, int], seed: int
     return total / count.clamp(min=1)
 
 
-def _draw_seed() -> int:
+def draw_seed() -> int:
     return int(torch.randint(2**32, (), dtype=torch.int64, device="cpu"))  # the CPU also under torch.device("meta")
 
 
