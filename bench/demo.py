@@ -26,6 +26,7 @@ from tqdm import tqdm
 import rdkernels as rd
 from rdkernels.benchmark import interleaved
 from rdkernels.benchmark.machine import cores, cpu_model
+from rdkernels.datasets import Dataset
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -68,7 +69,7 @@ def same_size(features: int, parameters: int) -> int:
     return max(1, round((parameters - CLASSES) / (features + 1 + CLASSES)))
 
 
-def train(name: str, family: str, net: nn.Module, task: data.Dataset, epochs: int) -> Trained:
+def train(name: str, family: str, net: nn.Module, task: Dataset, epochs: int) -> Trained:
     """Train by the protocol; the seconds are those of the training loop alone."""
     generator = torch.Generator().manual_seed(0)
     steps = epochs * -(-len(task.train_y) // BATCH)
@@ -89,7 +90,7 @@ def train(name: str, family: str, net: nn.Module, task: data.Dataset, epochs: in
     return Trained(name, family, accuracy, size(net), seconds)
 
 
-def train_all(task: data.Dataset, epochs: int) -> list[Trained]:
+def train_all(task: Dataset, epochs: int) -> list[Trained]:
     """Dense; then per compression a dense net of the hashed size and a hashed net per granule."""
     features = task.features
     plans: list[tuple[str, str, Callable[[], nn.Module]]] = [("dense", "dense", partial(dense, features, HIDDEN))]
@@ -188,9 +189,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one epoch of 2,560 images, short timings: a smoke run")
     quick = parser.parse_args().quick
     torch.set_num_threads(cores())
-    task = data.load()
+    task = data.load().standardised().flat()
     if quick:
-        task = data.Dataset(task.name, task.train_x[:2560], task.train_y[:2560], task.test_x, task.test_y)
+        task = task.first(2560, len(task.test_y))
     epochs = 1 if quick else EPOCHS if len(task.train_y) > 10000 else 30
     where = f"{cpu_model()}, {cores()} cores, kernels: {', '.join(rd.backends('hashed_linear'))}"
     print(f"{task.name}: {len(task.train_y)} training and {len(task.test_y)} test images. {where}", flush=True)

@@ -1,13 +1,11 @@
 """The bench measures what it says: the right work on both sides, in turn, with honest counts. No speed is asserted."""
 
 import functools
-import gzip
 import importlib
 import importlib.util
 import io
 import json
 import pathlib
-import struct
 import sys
 
 import pytest
@@ -468,37 +466,3 @@ def loaded(path: pathlib.Path, monkeypatch):
 @pytest.fixture
 def measured(monkeypatch):
     return loaded(ROOT / "docs" / "measured.py", monkeypatch)
-
-
-@pytest.fixture
-def data(monkeypatch):
-    return loaded(ROOT / "bench" / "papers" / "data.py", monkeypatch)
-
-
-def test_idx_files_are_read_strictly(data, tmp_path):
-    path = tmp_path / "a.gz"
-
-    def written(raw: bytes) -> pathlib.Path:
-        path.write_bytes(gzip.compress(raw))
-        return path
-
-    head = struct.pack(">HBBII", 0, 8, 2, 2, 3)
-    assert data.read_idx(written(head + bytes(range(6)))).tolist() == [[0, 1, 2], [3, 4, 5]]
-    for raw in (
-        b"",
-        b"\x00\x00",
-        head,
-        head + bytes(5),
-        head + bytes(7),
-        struct.pack(">HBBII", 0, 9, 2, 2, 3) + bytes(6),
-    ):
-        with pytest.raises(ValueError, match="IDX|header"):
-            data.read_idx(written(raw))
-
-
-def test_data_folder_is_found_through_the_environment(data, tmp_path, monkeypatch):
-    monkeypatch.setenv("RDKERNELS_DATA", str(tmp_path))
-    for pair in data.FILES.values():
-        for name in pair:
-            (tmp_path / name).touch()
-    assert data.find() == tmp_path
