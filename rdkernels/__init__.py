@@ -12,6 +12,7 @@ from .ops.cp_conv2d import cp_conv2d
 from .ops.hashed_linear import hashed_linear
 from .ops.lowrank_linear import lowrank_linear
 from .ops.monochromatic_conv2d import monochromatic_conv2d
+from .ops.palette_linear import palette_linear
 from .ops.separable_conv2d import separable_conv2d
 from .ops.tucker_conv2d import tucker_conv2d
 from .registry import attach_native, backends, use
@@ -26,9 +27,11 @@ from .compress import (  # noqa: E402
     Hashed,
     LowRank,
     Monochromatic,
+    Palette,
     Predicted,
     Separable,
     Tucker,
+    alternate,
     convert,
     size,
     strip,
@@ -41,9 +44,11 @@ __all__ = [
     "Hashed",
     "LowRank",
     "Monochromatic",
+    "Palette",
     "Predicted",
     "Separable",
     "Tucker",
+    "alternate",
     "backends",
     "bicluster_conv2d",
     "build_info",
@@ -58,6 +63,7 @@ __all__ = [
     "lowrank_linear",
     "monochromatic_conv2d",
     "nn",
+    "palette_linear",
     "planner",
     "separable_conv2d",
     "size",

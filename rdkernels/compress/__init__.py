@@ -15,9 +15,11 @@ from ..fits import (
     separable,
     tucker,
 )
+from .alternate import Phase, alternate
 from .convert import convert
 from .hashed import Hashed
 from .lowrank import CP, Bicluster, LowRank, Monochromatic, Separable, Tucker
+from .palette import Palette
 from .predicted import Predicted
 from .report import Report, Row
 from .size import LayerSize, Size, size
@@ -34,6 +36,8 @@ __all__ = [
     "LayerSize",
     "LowRank",
     "Monochromatic",
+    "Phase",
+    "Palette",
     "Predicted",
     "Report",
     "Row",
@@ -41,6 +45,7 @@ __all__ = [
     "Size",
     "Spec",
     "Tucker",
+    "alternate",
     "bicluster",
     "calibrate",
     "convert",

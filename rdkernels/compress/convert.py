@@ -65,7 +65,7 @@ def convert(
     """
     if init not in ("fit", "fresh"):
         raise ValueError(f'convert: init must be "fit" or "fresh", got {init!r}')
-    with _owned("convert"):
+    with owned("convert"):
         model, done = apply(model, match(model, specs), init, data)
     if report is not None:
         report(done)
@@ -86,10 +86,10 @@ def apply(model: nn.Module, found: Sequence[Target | Row], init: str, data: Data
             layer = make(entry.module, observers.get(entry.name))
         _keep(entry.module, layer)
         made |= dict.fromkeys(entry.names, layer)
-        counts = tuple(sum(p.numel() for p in m.parameters()) for m in (entry.module, layer))
+        counts = count_parameters(entry.module), count_parameters(layer)
         error = relative_error(entry.module, layer) if init == "fit" else None
         kinds = type(entry.module).__name__, type(layer).__name__
-        rows.append(Row(entry.name, *kinds, counts, error))  # type: ignore[arg-type]
+        rows.append(Row(entry.name, *kinds, counts, error))
     for name, layer in made.items():
         if not name:
             return layer, Report(tuple(rows))
@@ -97,30 +97,37 @@ def apply(model: nn.Module, found: Sequence[Target | Row], init: str, data: Data
     return model, Report(tuple(rows))
 
 
-def observe(model: nn.Module, found: Sequence[Target | Row], data: Data | None) -> dict[str, Observer]:
-    """The observers that the specs need, by layer, after the data went through the model."""
-    needed: dict[str, tuple[Target, Observer]] = {}
+def needed(found: Sequence[Target | Row], data: Data | None) -> dict[str, tuple[Target, Observer]]:
+    """The layers, by name, whose specs must see their inputs, each with an empty observer."""
+    needs = {}
     for target in found:
         if isinstance(target, Target):
             with naming(target.name):
                 observer = target.spec.observer(target.module)
+                if observer is not None and data is None:
+                    raise ValueError(f"data must be given: {target.spec} looks at the layer's inputs")
             if observer is not None:
-                if data is None:
-                    raise ValueError(f"{target.name}: data must be given, {target.spec} looks at the layer's inputs")
-                needed[target.name] = target, observer
-    if not needed or data is None:
+                needs[target.name] = target, observer
+    return needs
+
+
+def observe(model: nn.Module, found: Sequence[Target | Row], data: Data | None) -> dict[str, Observer]:
+    """The observers that the specs need, by layer, after the data went through the model."""
+    needs = needed(found, data)
+    if not needs or data is None:
         return {}
     seen: set[str] = set()
     with ExitStack() as stack:
         stack.enter_context(_evaluation(model))
-        for name, (target, observer) in needed.items():
+        for name, (target, observer) in needs.items():
             stack.enter_context(observer.attached(target.module))
             stack.callback(target.module.register_forward_pre_hook(lambda *_, name=name: seen.add(name)).remove)
         _run(model, data)
-    unseen = [name for name in needed if name not in seen]
-    if unseen:
-        raise ValueError(f"{unseen[0]}: data never reached the layer, and {needed[unseen[0]][0].spec} needs its inputs")
-    return {name: observer for name, (_, observer) in needed.items()}
+    for name, (target, _) in needs.items():
+        if name not in seen:
+            with naming(name):
+                raise ValueError(f"data never reached the layer, and {target.spec} looks at its inputs")
+    return {name: observer for name, (_, observer) in needs.items()}
 
 
 def _run(model: nn.Module, data: Data) -> None:
@@ -153,6 +160,10 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
                 module.training = training
 
 
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
 @torch.no_grad()
 def relative_error(dense: nn.Module, layer: Any) -> float:
     """`||W - W~||_F / ||W||_F` of a layer and the one that stands for it."""
@@ -177,14 +188,14 @@ def naming(layer: str) -> Iterator[None]:
     """Errors and warnings from inside begin with the layer's name."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with _owned(layer or "the model"):
+        with owned(layer or "the model"):
             yield
     for warning in caught:
         warnings.warn(f"{layer or 'the model'}: {warning.message}", warning.category, stacklevel=2)
 
 
 @contextmanager
-def _owned(owner: str) -> Iterator[None]:
+def owned(owner: str) -> Iterator[None]:
     try:
         yield
     except (TypeError, ValueError, RuntimeError, ImportError) as error:

@@ -67,7 +67,7 @@ def match(model: nn.Module, specs: Specs) -> list[Target | Row]:
         if reason is None:
             found.append(Target(names, module, spec.for_layer(names[0])))
         elif decided in names:
-            raise ValueError(f"{name}: {reason}")
+            raise ValueError(f"{name or 'the model'}: {reason}")
         else:
             found.append(Row(name, kind, reason=reason))
     _check_use(patterns, found)
@@ -128,7 +128,7 @@ def _deciding(names: tuple[str, ...], patterns: Mapping[str, Spec | None]) -> st
 
 def _reason(names: tuple[str, ...], module: Any, spec: Spec, named: Mapping[str, nn.Module]) -> str | None:
     """Why the layer must stay as it is; raises where the spec knows it but cannot represent it."""
-    kind = type(module).__name__
+    kind, own_name = type(module).__name__, names[0] or "the model"
     if compressed(module):
         return "is compressed already"
     dense = next((t for t in spec.types if isinstance(module, t)), None)
@@ -144,11 +144,11 @@ def _reason(names: tuple[str, ...], module: Any, spec: Spec, named: Mapping[str,
         return f"{kind} is a subclass of nn.{dense.__name__} with a forward of its own"
     weight = module._parameters["weight"]
     if isinstance(weight, nn.UninitializedParameter):
-        raise ValueError(f"{names[0]}: {kind} is lazy; run the model once, so that it gets its shape")
+        raise ValueError(f"{own_name}: {kind} is lazy; run the model once, so that it gets its shape")
     if type(weight) is not nn.Parameter:
         return f"its weight is a {type(weight).__name__}, not a plain parameter"
     if weight.is_meta:
-        raise ValueError(f"{names[0]}: {kind} is on the meta device; give the model values first")
+        raise ValueError(f"{own_name}: {kind} is on the meta device; give the model values first")
     for name in names:
         parent = named[name.rpartition(".")[0]] if name else None
         if isinstance(parent, _READERS):
@@ -167,7 +167,7 @@ def _reason(names: tuple[str, ...], module: Any, spec: Spec, named: Mapping[str,
         return "has hooks on the gradients of its parameters"
     problem = spec.problem(module)
     if problem:
-        raise ValueError(f"{names[0]}: {problem} (to leave the layer, map its name to None, before other patterns)")
+        raise ValueError(f"{own_name}: {problem} (to leave the layer, map its name to None, before other patterns)")
     return None
 
 
