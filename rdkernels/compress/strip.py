@@ -91,9 +91,8 @@ def _plain(layer: Any) -> nn.Module:
 def _dense(layer: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     if weight.dim() == 2:
         return _linear(weight, bias)
-    return _conv(
-        weight, bias, layer.stride, layer.padding, layer.dilation, mode=getattr(layer, "padding_mode", "zeros")
-    )
+    groups, mode = getattr(layer, "groups", 1), getattr(layer, "padding_mode", "zeros")
+    return _conv(weight, bias, layer.stride, layer.padding, layer.dilation, groups, mode)
 
 
 def _chain(layer: Any) -> list[nn.Module]:

@@ -153,6 +153,22 @@ def test_coded_indices() -> None:
     assert (row.trained, row.stored, row.entropy) == (8, 1008, 11 + math.ceil(2 / 8) + 4)
 
 
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_palette(zero: bool) -> None:
+    dense = nn.Linear(200, 100)
+    prune.remove(prune.l1_unstructured(dense, "weight", amount=0.9), "weight")
+    layer = rd.nn.PaletteLinear.from_dense(dense, 4, zero=zero)
+    row = rd.size(layer)[""]
+    values = 4 * (16 - zero + 100)
+    assert row.trained == values
+    assert row.stored == values + layer.indices.numel() + 8 * len(layer.palette)
+    counts = layer.materialize().unique(return_counts=True)[1].tolist()  # distinct values: the codebook's entries
+    bits = sum(n * math.log2(20000 / n) for n in counts)
+    codebook = values if zero else values - 4 + 1  # without `zero` one of its 16 values is 0 too: a byte says which
+    assert row.entropy == math.ceil(bits / 8) + codebook + 8 * len(layer.palette)
+    assert row.entropy < rd.size(dense).entropy < rd.size(dense).stored / 5
+
+
 def test_the_model_is_left_alone() -> None:
     model = nn.Sequential(rd.nn.HashedLinear(16, 16), nn.BatchNorm1d(16))
     before = {name: t.clone() for name, t in model.state_dict().items()}

@@ -113,6 +113,7 @@ LINEAR = {
     "hashed bias": lambda: rd.nn.HashedLinear(24, 10, "hashed", granule="element", compression=4, dtype=torch.float64),
     "predicted": lambda: rd.nn.PredictedLinear(24, 10, dtype=torch.float64, fraction=0.25, columns=2, topology=(24,)),
     "identity": lambda: rd.nn.PredictedLinear(24, 10, dtype=torch.float64, fraction=0.25, dictionary="identity"),
+    "palette": lambda: rd.nn.PaletteLinear(24, 10, bits=3, zero=True, dtype=torch.float64),
 }
 
 
@@ -130,6 +131,16 @@ def test_predicted_convolution(mode: str) -> None:
     layer = rd.nn.PredictedConv2d(4, 6, 3, dtype=torch.float64, fraction=0.4, columns=2, **where)
     stripped = rd.strip(layer)
     assert type(stripped) is nn.Conv2d
+    assert_same(stripped, layer, torch.randn(2, 4, 8, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_palette_convolution(groups: int, mode: str) -> None:
+    where = {"padding": (1, 2), "stride": (1, 2), "padding_mode": mode, "groups": groups}
+    layer = rd.nn.PaletteConv2d(4, 6, 3, dtype=torch.float64, bits=2, **where)
+    stripped = rd.strip(layer)
+    assert type(stripped) is nn.Conv2d and stripped.weight.requires_grad
     assert_same(stripped, layer, torch.randn(2, 4, 8, 9, dtype=torch.float64))
 
 
@@ -151,7 +162,9 @@ class Net(nn.Module):
         )
         self.a = rd.nn.HashedLinear(128, 32, bank=self.bank, scale=0.3)
         self.b = rd.nn.HashedLinear(32, 32, bank=self.bank, scale=0.3)
-        self.head = nn.ModuleDict({"out": rd.nn.LowRankLinear(32, 5, rank=4)})
+        self.head = nn.ModuleDict(
+            {"mid": rd.nn.PaletteLinear(32, 32, bits=4), "out": rd.nn.LowRankLinear(32, 5, rank=4)}
+        )
         with torch.no_grad():
             for layer in self.features:  # so that the result depends on x, not on biases alone
                 for name in getattr(layer, "_names", ())[-1:]:
@@ -159,7 +172,7 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.a(self.features(x)).relu()
-        return self.head["out"](self.b(self.b(y).relu()))
+        return self.head["out"](self.head["mid"](self.b(self.b(y).relu())).relu())
 
 
 def test_a_model_keeps_names_mode_and_everything_else() -> None:
