@@ -9,6 +9,7 @@ from .clusters import bicluster, monochromatic
 from .covariance import InputCovariance, WeightInputCovariance, calibrate
 from .dictionary import Dictionary
 from .hooi import tucker
+from .palette import palette
 from .svd import linear, separable
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "cp",
     "linear",
     "monochromatic",
+    "palette",
     "separable",
     "tucker",
 ]

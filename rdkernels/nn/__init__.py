@@ -3,6 +3,7 @@
 from .hashed import HashedLinear, WeightBank
 from .lowrank import LowRankLinear
 from .lowrank_forms import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
+from .palette import PaletteConv2d, PaletteLinear
 from .predicted import PredictedLinear
 from .predicted_conv import PredictedConv2d
 
@@ -12,6 +13,8 @@ __all__ = [
     "HashedLinear",
     "LowRankLinear",
     "MonochromaticConv2d",
+    "PaletteConv2d",
+    "PaletteLinear",
     "PredictedConv2d",
     "PredictedLinear",
     "SeparableConv2d",

@@ -6,6 +6,7 @@ from . import (  # noqa: F401
     hashed_linear,
     lowrank_linear,
     monochromatic_conv2d,
+    palette_linear,
     separable_conv2d,
     tucker_conv2d,
 )
