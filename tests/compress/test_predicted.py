@@ -16,8 +16,9 @@ from rdkernels.compress import Predicted
 from rdkernels.fits import WeightInputCovariance
 from rdkernels.nn import PredictedConv2d, PredictedLinear
 
+ATOMS = torch.randn(64, 30, generator=torch.Generator().manual_seed(0))
 LINEAR = [Predicted(0.25, kind, 1 + (kind != "dct"), (8, 8), seed=3) for kind in ("se", "gauss", "identity", "dct")]
-LINEAR += [Predicted(0.25, kind, 2, seed=3) for kind in ("emp", "emp2", torch.randn(64, 30))]
+LINEAR += [Predicted(0.25, kind, 2, seed=3) for kind in ("emp", "emp2", ATOMS)]
 CONV = [Predicted(0.25, kind, seed=3) for kind in ("se", "emp", "emp2", "gauss", "identity", "dct")]
 
 
