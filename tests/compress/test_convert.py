@@ -1,4 +1,4 @@
-"""`convert`: which layers it changes and which it leaves, what a new layer keeps, what data it looks at, what it refuses."""
+"""`convert`: which layers it changes and which it leaves, what a new layer keeps, the data it sees, what it refuses."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""The specs of this file's table: what they accept, the layer they make, and that fit, fresh and refit mean one thing."""
+"""The specs: what they accept, the layer they make, and that fit, fresh and refit mean one thing."""
 
 import dataclasses
 import zlib
