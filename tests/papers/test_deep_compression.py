@@ -102,4 +102,19 @@ def test_the_judge():
     assert not dc.judge(rows(10.9, 36_000))[0].holds
 
 
-needs_palette = pytest.mark.xfail(not hasattr(rd, "Palette"), reason="rd.Palette", run=False)
+def test_a_run_on_random_images(monkeypatch):
+    labels = torch.arange(60) % 10
+    data = rd.datasets.Dataset("random", torch.rand(60, 1, 28, 28), labels, torch.rand(20, 1, 28, 28), labels[:20])
+    monkeypatch.setattr(rd.datasets, "fashion_mnist", lambda: data)
+    size = {"train": 60, "test": 20, "dense": 1, "retrain": 1, "rounds": 2, "tune": 1}
+    found = dc.compress(0, size, bits=(6, 2))
+    assert found["dense"]["bytes"] == 1_066_440
+    kept = found["pruned 3"]["kept"]
+    for way in dc.WAYS:
+        for bits in (6, 2):
+            row = found[f"{way} {bits}"]
+            assert row["kept"] == kept == 21_776  # pruned weights stayed pruned through every phase
+            assert row["entropy"] < 36_000 and row["huffman"] < row["fixed"]
+        assert found[f"{way} 2"]["entropy"] < found[f"{way} 6"]["entropy"]
+    grids = dc.tables({name: [row] for name, row in found.items()})
+    assert [len(grid.rows) for grid in grids] == [3, 2, 2]
