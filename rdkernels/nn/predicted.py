@@ -349,12 +349,13 @@ class PredictedLinear(Predicted):
     def _pool(self, x: Tensor) -> Tensor:
         """`x` `[B, in]` times the atoms of every column, then the coefficients column by column."""
         d, batch = self.dictionary, x.shape[0]
-        if d.kind == "identity":
-            pooled = x[:, self.index.reshape(-1)]
+        if d.kind == "identity":  # a copy of x for each column, so that no two terms of its gradient race
+            index = self.index[:, None].expand(-1, batch, -1)
+            pooled = x.expand(d.columns, -1, -1).gather(2, index)
         else:
             pooled = functional.linear(x.reshape(batch * d.channels, d.inputs // d.channels), self.atoms.flatten(0, 1))
-        pooled = pooled.view(batch, d.channels, d.columns, d.atoms)
-        pooled = pooled.permute(2, 0, 1, 3).reshape(d.columns, batch, d.per_unit)
+            pooled = pooled.view(batch, d.channels, d.columns, d.atoms)
+            pooled = pooled.permute(2, 0, 1, 3).reshape(d.columns, batch, d.per_unit)
         parts = []
         for (first, count, width), rows in zip(self._runs, self._rows(), strict=True):
             own = self.coefficients[rows].view(count, width, d.per_unit).mT

@@ -201,6 +201,20 @@ def test_autocast_and_16_bits(order: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(y.float(), layer(x), **near)
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_gathering_is_deterministic(threads, count: int) -> None:
+    """Columns that see one input add to its gradient in one order, for any thread count."""
+    layer = PredictedLinear(96, 50, fraction=0.5, dictionary="identity", columns=10, seed=1)
+    x = torch.randn(1000, 96, requires_grad=True)
+    layer.coefficients.requires_grad_(False)
+    threads(1)
+    (first,) = torch.autograd.grad(layer._pool(x), x, torch.ones(1000, 50))
+    threads(count)
+    for _ in range(3):
+        (again,) = torch.autograd.grad(layer._pool(x), x, torch.ones(1000, 50))
+        assert torch.equal(first, again)
+
+
 # -- which order -------------------------------------------------------------------------------------------------------
 
 
