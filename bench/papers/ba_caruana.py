@@ -16,13 +16,13 @@ Source: Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014, sections
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -97,11 +97,16 @@ def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
+@functools.lru_cache(maxsize=1)
+def load(pool: int, test: int) -> rd.datasets.Dataset:
+    """The first images of both parts, standardised; kept for the process's next run."""
+    return rd.datasets.fashion_mnist().first(pool, test).standardised()
+
+
 def split(seed: int, size: Mapping[str, int]) -> tuple[rd.datasets.Dataset, Tensor]:
     """The data, and its training images in the order of `seed`: those with labels first."""
-    data = rd.datasets.fashion_mnist().standardised()
-    order = torch.randperm(len(data.train_y), generator=torch.Generator().manual_seed(seed))[: size["pool"]]
-    return data, order
+    data = load(size["pool"], size["test"])
+    return data, torch.randperm(len(data.train_y), generator=torch.Generator().manual_seed(seed))
 
 
 def teach(seed: int, size: Mapping[str, int]) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def teach(seed: int, size: Mapping[str, int]) -> dict[str, Any]:
     aside = path.with_suffix(f".{os.getpid()}")
     torch.save(outputs(net, data.train_x[order], 500), aside)
     aside.replace(path)
-    error = error_rate(net, data.test_x[: size["test"]], data.test_y[: size["test"]], 500)
+    error = error_rate(net, data.test_x, data.test_y, 500)
     return {"error": error, "parameters": parameters(net), **spent}
 
 
@@ -150,12 +155,12 @@ def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: floa
         targets, loss, head = data.train_y[order], F.cross_entropy, None
     else:
         targets = teacher_logits(seed, size)
-        loss, head = partial(rd.distill.kd, temperature=TEMPERATURE), None
+        loss, head = functools.partial(rd.distill.kd, temperature=TEMPERATURE), None
         if target == "hard":
             targets, loss = targets.argmax(1), F.cross_entropy
         elif target == "mimic":
             stats = rd.distill.LogitStats.of(targets)
-            loss, head = partial(rd.distill.mimic, stats=stats), rd.distill.Unnormalize(stats)
+            loss, head = functools.partial(rd.distill.mimic, stats=stats), rd.distill.Unnormalize(stats)
     rate = rate or (MIMIC_RATES if target == "mimic" else RATES)[kind]
     torch.manual_seed(seed)
     net = student_net(kind)
@@ -171,7 +176,7 @@ def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: floa
         schedule=rise_and_fall,
     )
     whole = net if head is None else nn.Sequential(net, head)
-    error = error_rate(whole, data.test_x[: size["test"]], data.test_y[: size["test"]])
+    error = error_rate(whole, data.test_x, data.test_y)
     return {"error": error, "parameters": parameters(net), "multiply_adds": multiply_adds(kind), **spent}
 
 
@@ -312,7 +317,7 @@ def main() -> None:
         },
         grids=tables(results),
         claims=judge(results),
-        plot=partial(draw, results),
+        plot=functools.partial(draw, results),
     )
 
 

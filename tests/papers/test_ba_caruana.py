@@ -18,9 +18,11 @@ def images(monkeypatch, tmp_path):
     labels = torch.arange(100) % 10
     data = rd.datasets.Dataset("random", pixels(100), labels, pixels(20), labels[:20])
     monkeypatch.setattr(rd.datasets, "fashion_mnist", lambda: data)
+    ba.load.cache_clear()
     monkeypatch.setattr(ba, "DATA", tmp_path)
     monkeypatch.setattr(ba, "BATCH", 10)
-    return data
+    yield data
+    ba.load.cache_clear()
 
 
 def test_nets_are_as_large_as_the_protocol_says():
