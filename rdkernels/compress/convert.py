@@ -27,6 +27,8 @@ _CALL_HOOKS = (
     "_is_full_backward_hook",
 )
 
+_NAMED = (TypeError, ValueError, RuntimeError, ImportError, torch.linalg.LinAlgError)
+
 
 def convert(
     model: nn.Module,
@@ -142,7 +144,7 @@ def _run(model: nn.Module, data: Data) -> None:
         elif isinstance(batch, (tuple, list)):
             x = batch[0] if batch else None
         if not isinstance(x, Tensor):
-            raise TypeError(f"data must give tensors, or tuples, lists or dicts that begin with one, got {type(batch)}")
+            raise TypeError(f"data must give tensors, or tuples, lists or dicts that begin with one, got {batch!r:.60}")
         model(x.to(device))
 
 
@@ -196,7 +198,10 @@ def naming(layer: str) -> Iterator[None]:
 
 @contextmanager
 def owned(owner: str) -> Iterator[None]:
+    """Errors from inside begin with the owner's name."""
     try:
         yield
-    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+    except _NAMED as error:
+        if type(error) not in _NAMED:  # another's: it may hold more than its text
+            raise
         raise type(error)(f"{owner}: {error}") from error

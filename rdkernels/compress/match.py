@@ -60,6 +60,15 @@ def match(model: nn.Module, specs: Specs) -> list[Target | Row]:
         kind = type(module).__name__
         spec = patterns[decided] if decided is not None else None
         if spec is None:
+            if (
+                decided in names
+                and not isinstance(module, _DENSE)
+                and all(p is None for p in module._parameters.values())
+            ):
+                inside = f"{decided}.*" if decided else "*"
+                raise ValueError(
+                    f"{name or 'the model'}: {kind} has no weight; to leave what is inside, name {inside!r}"
+                )
             why = "no pattern matches" if decided is None else f"its pattern {decided!r} has no spec"
             found.append(Row(name, kind, reason=why))
             continue

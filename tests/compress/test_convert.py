@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import pathlib
 import re
 import warnings
 import zlib
@@ -232,6 +233,7 @@ def test_a_subclass_that_computes_the_same_is_converted() -> None:
         ({"1*": rd.Hashed(4)}, r"pattern '1\*' changes no layer; none there has parameters"),
         ({"0.3*": rd.CP(2)}, r"pattern '0.3\*' changes no layer; 0.3: CP is for nn.Conv2d, not BatchNorm2d"),
         ({"0": rd.CP(2)}, r"0: CP is for nn.Conv2d, not Sequential; name what is inside, as in '0.\*'"),
+        ({"0": None, "*": rd.CP(2)}, r"0: Sequential has no weight; to leave what is inside, name '0.\*'"),
         ({"": rd.CP(2)}, r"the model: CP is for nn.Conv2d, not Sequential; name what is inside, as in '\*'"),
         ({"*": rd.LowRank(15)}, "0.0: rank must be from 1 to 9, got 15"),
         ({}, "specs must be a spec or a mapping"),
@@ -355,8 +357,33 @@ def test_data_that_does_not_serve() -> None:
     assert model.training and not model[2]._forward_pre_hooks and type(model[2]) is nn.Linear
 
 
+class Rich(ValueError):
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(code, text)
+
+
+def test_errors_of_the_users_own_code_come_as_they_are() -> None:
+    def data(model: nn.Module) -> None:
+        raise Rich(3, "mine")
+
+    with pytest.raises(Rich) as caught:
+        rd.convert(net(), MEASURED, data=data)
+    assert caught.value.args == (3, "mine")
+
+
 def test_data_is_not_looked_at_without_need() -> None:
     def fail(model: nn.Module) -> None:
         raise AssertionError
 
     rd.convert(net(), {"2": rd.LowRank(4)}, data=fail)
+
+
+def test_the_page_runs_and_shows_what_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (pathlib.Path(__file__).parents[2] / "docs/compress.md").read_text()
+    codes, (table,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.S) for kind in ("python", "text"))
+    scope: dict[str, Any] = {}
+    exec(codes[0], scope)
+    assert capsys.readouterr().out == table
+    for code in codes[1:]:
+        exec(code, scope)
+    assert type(scope["model"][0]) is rd.nn.PaletteLinear
