@@ -6,7 +6,7 @@ rate 0.1 (times 0.2 for the last quarter) and momentum 0.9, batches of 100, 40 e
 of the last weights. A second layer's dictionary from data is the covariance of what the first layer puts out, so there
 the first layer is pretrained as the encoder of an autoencoder for 2 epochs at rate 0.01. Ridge 0.1 (SE, sigma 1) and
 1e-3 of the mean variance (Emp). The exceptions are shown apart: two learned factors (LowRank) stay at chance at rate
-0.1 and have 0.03, and "rate by atoms" undoes that the dictionaries' scales are different rates (`denil_nets.sgd`).
+0.1 and have 0.01, and "rate by atoms" undoes that the dictionaries' scales are different rates (`denil_nets.sgd`).
 
 Figure 5: a convnet of two 5x5 layers and a hidden linear one, all predicted by SE within each channel, on 20,000
 images, 4 epochs, rate 0.05. Figure 1: values of trained layers predicted from a quarter of them.
@@ -195,7 +195,8 @@ def notes(results: Results) -> list[str]:
         "The order of the dictionaries depends on the rate: a step moves W by U U^T times its gradient, which differs "
         f"from dictionary to dictionary. '{BY_ATOMS}' are the same nets with every coefficient's rate divided by the "
         "mean of that; the claims are judged with one rate for all, as fixed in advance.",
-        f"{LOW_RANK} has rate {nets.LOW_RANK_RATE}, by held-out training images: at {nets.RATE} it stays at chance.",
+        f"{LOW_RANK} has rate {nets.LOW_RANK_RATE}, the best of four on held-out training images: at {nets.RATE} it "
+        "stays at chance.",
         "R2 looks at other units' weights, R2 by SE at the taps of the same filter alone; shuffled is the same matrix "
         "with its values in random order.",
     ]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from papers import denil, denil_features, denil_nets
+from papers.experiment import Claim
 from torch import nn
 
 import rdkernels as rd
-from papers import denil, denil_features, denil_nets
-from papers.experiment import Claim
 from rdkernels.datasets import Dataset, MissingData
 
 
