@@ -39,7 +39,6 @@ SEEDS = (0, 1, 2)
 FULL = {"labelled": 5000, "pool": 60000, "test": 10000, "teacher_epochs": 30, "epochs": 12, "longer": 40}
 QUICK = {"labelled": 128, "pool": 512, "test": 256, "teacher_epochs": 1, "epochs": 1, "longer": 2}
 RATES = {"teacher": 2e-3, "plain": 1e-3, "bottleneck": 2e-3}
-MIMIC_RATES = {"plain": 5e-4, "bottleneck": 1e-3}  # half of the others: see `rd.distill.mimic`
 STUDENTS = {"bottleneck": f"{RANK}L-{HIDDEN}", "plain": f"{HIDDEN}"}
 TARGETS = {
     "labels": "true labels, 5k",
@@ -146,8 +145,8 @@ def teacher_logits(seed: int, size: Mapping[str, int]) -> Tensor:
     return torch.load(_logits_file(seed, size), weights_only=True)
 
 
-def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: float | None = None) -> dict[str, Any]:
-    """Train a student of `kind` on `target`; `rate` replaces the protocol's."""
+def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: float) -> dict[str, Any]:
+    """Train a student of `kind` on `target`."""
     data, order = split(seed, size)
     epochs = size["longer" if target == "labels longer" else "epochs"]
     if target.startswith("labels"):
@@ -161,7 +160,6 @@ def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: floa
         elif target == "mimic":
             stats = rd.distill.LogitStats.of(targets)
             loss, head = functools.partial(rd.distill.mimic, stats=stats), rd.distill.Unnormalize(stats)
-    rate = rate or (MIMIC_RATES if target == "mimic" else RATES)[kind]
     torch.manual_seed(seed)
     net = student_net(kind)
     spent = train(
@@ -179,6 +177,15 @@ def learn(kind: str, target: str, seed: int, size: Mapping[str, int], rate: floa
     error = error_rate(whole, data.test_x, data.test_y)
     return {"error": error, "parameters": parameters(net), "multiply_adds": multiply_adds(kind), **spent}
 
+
+NOTES = (
+    "Tried on 5,000 images held out of the training set, seed 0, error of the bottleneck in % (teacher 11.10): mimic "
+    "at rates 5e-4, 1e-3, 2e-3, 4e-3: 13.64, 13.36, 12.88, 13.14, so half the rate was no help here; one mean and "
+    "deviation for all classes: 13.00; weight decay 0.1: 12.84; dropout of 0.2 on the images: 13.50; 24 epochs: 12.62; "
+    "images in [0, 1]: 12.84. True labels for 12 and 40 epochs: 13.92 and 14.54; with the teacher's shifts and "
+    "mirroring, 40 epochs: 14.78. Plain: mimic at 1e-3 12.84, true labels 14.32 and 13.70.",
+    "A teacher of three convolutions (390,858 parameters) erred on 11.58 % of these images.",
+)
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # "teacher" or "<kind> <target>" -> the runs of its seeds
 
@@ -299,7 +306,7 @@ def main() -> None:
     for target in TARGETS:  # those that the claims need come first
         for seed in seeds:
             for kind in STUDENTS:
-                arguments = {"kind": kind, "target": target, "seed": seed, "size": size}
+                arguments = {"kind": kind, "target": target, "seed": seed, "size": size, "rate": RATES[kind]}
                 runs.append(Run(f"{kind} {target}, seed {seed}", learn, arguments))
     found = experiment.run(runs)
     names = ["teacher", *(f"{kind} {target}" for target in TARGETS for kind in STUDENTS)]
@@ -311,13 +318,13 @@ def main() -> None:
             "batch": BATCH,
             "optimiser": "Adam (teacher: AdamW, weight decay 0.01)",
             "rates": RATES,
-            "mimic rates": MIMIC_RATES,
             "temperature": TEMPERATURE,
             "seeds": seeds,
         },
         grids=tables(results),
         claims=judge(results),
         plot=functools.partial(draw, results),
+        notes=NOTES,
     )
 
 

@@ -56,7 +56,7 @@ def test_the_split_is_the_seeds_own(images):
 
 @pytest.mark.parametrize("target", ba.TARGETS)
 def test_a_student_learns_each_target(images, target):
-    found = ba.learn("bottleneck", target, 0, SIZE)
+    found = ba.learn("bottleneck", target, 0, SIZE, 1e-3)
     rows = SIZE["labelled" if target.startswith("labels") else "pool"]
     epochs = 2 if target == "labels longer" else 1
     assert found["steps"] == epochs * -(-rows // 10) and 0 <= found["error"] <= 100
