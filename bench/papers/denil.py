@@ -28,7 +28,7 @@ from .experiment import Claim, Experiment, Grid, Run, mean, spread
 
 Results = Mapping[str, Mapping[str, Any]]
 
-EPOCHS, SEEDS, DRAWS, QUICK_IMAGES = 40, (0, 1, 2), 20, (400, 400)
+EPOCHS, SEEDS, DRAWS, QUICK_IMAGES = 40, (0, 1, 2), 20, (200, 200)
 #: What the claims need, of every seed; then the rest of the figure, of the first.
 JUDGED = {"SE-Emp": (0.025, 0.05, 0.25), "RandFixU": (0.025, 0.05), "RandCon": (0.025, 0.05)}
 FIGURE = {
