@@ -152,6 +152,16 @@ def state_hooked() -> nn.Module:
     return nn.Sequential(layer, nn.Linear(12, 12))
 
 
+class Special(nn.Parameter):
+    pass
+
+
+def special() -> nn.Module:
+    layer = nn.Linear(12, 12)
+    layer.weight = Special(layer.weight.detach())
+    return nn.Sequential(layer, nn.Linear(12, 12))
+
+
 class Own(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 2 * super().forward(x)
@@ -188,6 +198,7 @@ LEFT = {
         "0",
         "Own is a subclass of nn.Linear with a forward of its own",
     ),
+    "special parameter": (special, "0", "its weight is a Special, not a plain parameter"),
     "gradient hook": (hooked, "0", "has hooks on the gradients of its parameters"),
     "state hook": (state_hooked, "0", "has hooks on its state dict"),
     "compressed": (

@@ -139,18 +139,38 @@ def test_files_and_copies(way: Way, init: Any, tmp_path: pathlib.Path) -> None:
     assert torch.equal(other(x), want)
 
 
+class All(nn.Module):
+    """Every spec and init side by side, sharing nothing: one DistributedDataParallel for all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.models = nn.ModuleDict(
+            {f"{name} {init}": built(way, init) for name, way in WAYS.items() for init in INITS}
+        )
+
+    def forward(self, rows: slice) -> torch.Tensor:
+        outs = [model(inputs(WAYS[key.rpartition(" ")[0]])[rows]) for key, model in self.models.items()]
+        return torch.stack(outs)
+
+    def train_on(self, model: nn.Module, rows: slice) -> dict[str, list[torch.Tensor]]:
+        """Two steps of `model`, self or what wraps it, on these rows; the parameters after it."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(2):
+            optimizer.zero_grad()
+            (model(rows) - targets()[rows]).square().mean((1, 2)).sum().backward()
+            optimizer.step()
+        return {key: [p.detach().clone() for p in m.parameters()] for key, m in self.models.items()}
+
+
 def worker(rank: int, folder: pathlib.Path) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    losses = {}
-    for name, way in WAYS.items():
-        for init in INITS:
-            mine = slice(4 * rank, 4 * rank + 4)
-            model = DistributedDataParallel(built(way, init))
-            train(model, inputs(way)[mine], targets()[mine], 2)
-            losses[f"{name} {init}"] = [p.detach().clone() for p in model.module.parameters()]
-    torch.save(losses, folder / f"{rank}.pt")
+    model = All()
+    wrapped = DistributedDataParallel(model)
+    torch.save(model.train_on(wrapped, slice(4 * rank, 4 * rank + 4)), folder / f"{rank}.pt")
+    with pytest.raises(ValueError, match="convert: model must be converted before it is wrapped"):
+        rd.convert(wrapped, rd.Hashed(4))
     dist.destroy_process_group()
 
 
@@ -158,13 +178,14 @@ def test_two_processes_train_as_one(tmp_path: pathlib.Path) -> None:
     """Same seeds, halves of the batch: the parameters of both, and of one process with the whole, are one."""
     torch.multiprocessing.spawn(worker, (tmp_path,), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    for name, way in WAYS.items():
-        for init in INITS:
-            key, model = f"{name} {init}", built(way, init)
-            train(model, inputs(way), targets(), 2)
-            for mine, theirs, alone in zip(first[key], second[key], model.parameters(), strict=True):
-                assert torch.equal(mine, theirs), key
-                torch.testing.assert_close(mine, alone.detach(), rtol=1e-3, atol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
+    model = All()
+    before = {key: [p.detach().clone() for p in m.parameters()] for key, m in model.models.items()}
+    alone = model.train_on(model, slice(0, 8))
+    assert len(alone) == 2 * len(WAYS)
+    for key in alone:
+        for start, mine, theirs, one in zip(before[key], first[key], second[key], alone[key], strict=True):
+            assert torch.equal(mine, theirs) and not torch.equal(start, mine), key
+            torch.testing.assert_close(mine, one, rtol=1e-3, atol=1e-3, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @every_way

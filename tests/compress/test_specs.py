@@ -120,7 +120,7 @@ def test_input_cov_is_the_metric_of_the_fit() -> None:
     with observer.attached(layer):
         layer(x)
     ours, plain = chosen.fit(layer, observer), rd.LowRank(3).fit(layer)
-    error = [float((layer(x) - m(x)).norm()) for m in (ours, plain)]
+    error = [(layer(x) - m(x)).norm() for m in (ours, plain)]
     assert error[0] < 0.9 * error[1]
     assert ours.relative_error(layer) > plain.relative_error(layer)  # type: ignore[operator]
     with pytest.raises(ValueError, match="calibrator must be given"):
