@@ -227,7 +227,7 @@ class Findings:
     def granule(self, granule: str, compression: int) -> list[Mapping[str, Any]]:
         column = f"HashedNet 1/{compression}"
         runs = [self.results.get(granule_key(granule, s), {}) for s in SEEDS]
-        own = [{"error": r[column]} for r in runs if column in r]
+        own: list[Mapping[str, Any]] = [{"error": r[column]} for r in runs if column in r]
         return own if granule != "element" else own + self.errors("Fashion-MNIST", 3, column)
 
     def inflation(self, compression: int) -> list[float]:
@@ -241,7 +241,8 @@ def cell(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def grids(found: Findings) -> list[Grid]:
-    tables = []
+    tables: list[Grid] = []
+    rows: list[list[Any]]
     for layers in (3, 5):
         for compression in COMPRESSIONS:
             count = len(found.errors(found.sets[0], layers, f"NN 1/{compression}"))
@@ -275,7 +276,8 @@ def parameter_grid(found: Findings) -> Grid:
 
 
 def claims(found: Findings) -> list[Claim]:
-    numbers, holds = {}, True
+    numbers: dict[str, float] = {}
+    holds = True
     for data in found.sets:
         error = {m: mean(found.errors(data, 3, f"{m} 1/64"), "error") for m in ("HashedNet", "NN", "LRD")}
         holds &= error["HashedNet"] < min(error["NN"], error["LRD"])
@@ -313,8 +315,8 @@ def draw(found: Findings, path: pathlib.Path) -> None:
     axes["A"].legend(ncols=len(methods), fontsize=8)
     for n, compression in enumerate(COMPRESSIONS):
         runs = [found.granule(g, compression) for g in GRANULES]
-        y, bars = [mean(r, "error") for r in runs], [spread(r, "error") for r in runs]
-        axes["B"].errorbar(GRANULES, y, bars, marker="o", capsize=3, label=f"1/{compression}", color=colours[n])
+        y, deviations = [mean(r, "error") for r in runs], [spread(r, "error") for r in runs]
+        axes["B"].errorbar(GRANULES, y, deviations, marker="o", capsize=3, label=f"1/{compression}", color=colours[n])
         label = f"parameters of {STORAGE[compression]} dense units"
         axes["C"].plot(FACTORS, found.inflation(compression), marker="o", label=label, color=colours[n])
     axes["B"].set(ylabel="test error, %", title="Granule (Fashion-MNIST)")
@@ -337,6 +339,8 @@ def main() -> None:
         "LRD trains the outputs' factor and fixes a random one on the inputs, as Denil et al. 2013; LRD-small, not in "
         "the paper, trains the factor on the layer's smaller side, which gives a higher rank for the same storage.",
         "RER, LRD and HashedNet keep a bias for every virtual unit out of their storage; at 1/64 that is a twelfth.",
+        "The rates of RER and LRD at compression 64 are the largest tried: on the held-out images their error still "
+        "fell there, by 0.9 points (RER) and 2.4 (LRD) from 0.004 to 0.01.",
         f"The paper's, recalled, not checked: {RECALLED_DEEP}.",
         CONFIRMED,
     ]
