@@ -282,7 +282,7 @@ def main() -> None:
         claims=claims(rows),
         plot=partial(plot, rows),
         notes=[
-            "The monochromatic form is for first layers of three colours, CRAFT's alone; the other nets have one channel.",
+            "The monochromatic form is for first layers of three colours: CRAFT's; the other nets have one channel.",
             "The paper's speed-ups are those of its table's forms at those cuts, not of one layer beside one of ours.",
         ],
     )
