@@ -1,6 +1,6 @@
 """Deep Compression: LeNet-300-100 pruned, its weights shared, the shared values trained: size against error.
 
-Protocol, fixed in advance; the rates were chosen on 5,000 images held out of the training set. LeNet-300-100 (ReLU) on
+Protocol, fixed in advance with its rates, which nothing was tuned for. LeNet-300-100 (ReLU) on
 Fashion-MNIST: 12 epochs dense; then three times: every layer keeps its largest weights, down to the paper's densities
 (8, 9 and 26 %) in a geometric series, and the kept ones are trained for 6 epochs. Then, for 6 to 2 bits, a palette a
 layer with an entry for the pruned weights (`rd.Palette(bits, zero=True)`), three ways: shared, that is fitted and left;

@@ -3,6 +3,10 @@
 import json
 import os
 import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -45,6 +49,47 @@ def test_a_kept_run_of_other_arguments_is_not_used(tmp_path: pathlib.Path, log: 
     Experiment("e", "E", output=tmp_path).run([Run("same", square, {"value": 2, "log": str(log)})])
     found = Experiment("e", "E", output=tmp_path).run([Run("same", square, {"value": 3, "log": str(log)})])
     assert found["same"]["square"] == 9
+
+
+KILLED = """
+import sys
+from papers.experiment import Experiment, Run
+from papers.test_experiment import slow
+import pathlib
+
+if __name__ == "__main__":
+    log = sys.argv[1]
+    Experiment("e", "E", output=pathlib.Path(log).parent).run([Run("slow", slow, {"log": log})])
+"""
+
+
+def slow(log: str) -> dict[str, object]:
+    pathlib.Path(log).write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}
+
+
+def test_runs_end_with_the_experiment(tmp_path: pathlib.Path, log: pathlib.Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    paths = os.pathsep.join(str(pathlib.Path(__file__).parents[n]) for n in (1, 2)) + os.pathsep
+    paths += str(pathlib.Path(harness.__file__).parents[1])
+    started = subprocess.Popen([sys.executable, script, log], env={**os.environ, "PYTHONPATH": paths})
+    try:
+        wait_until(lambda: log.exists() and log.read_text())
+        run = int(log.read_text())
+        started.kill()
+        started.wait()
+        wait_until(lambda: not pathlib.Path(f"/proc/{run}/exe").exists())
+    finally:
+        started.kill()
+
+
+def wait_until(true: Callable[[], object], seconds: float = 50) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_keys_must_differ(tmp_path: pathlib.Path, log: pathlib.Path) -> None:
