@@ -11,7 +11,7 @@ NATIVE := $(shell find csrc tests/native -path '*/build' -prune -o \( -name '*.h
 CSRC := $(filter csrc/%,$(NATIVE))
 .DEFAULT_GOAL := help
 NVCC := $(foreach name,nvcc crt runtime cccl,'nvidia-cuda-$(name)==13.0.*') 'nvidia-nvvm==13.0.*'
-.PHONY: help demo data test dev lint fmt docs bench budget static gpu-check nvcc wheel wheel-check wheel-pure clean
+.PHONY: help demo data papers test dev lint fmt docs bench budget static gpu-check nvcc wheel wheel-check wheel-pure clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
@@ -24,6 +24,9 @@ test: $(VENV)/built ## every test, in every mode this machine can run (ARGS=... 
 
 data: $(VENV)/packages ## the data sets and pretrained nets of the experiments, into .data: no root, 200 MB
 	$(PY) -m bench.papers.fetch
+
+papers: $(VENV)/built ## the papers' experiments: 3 hours of a core (PAPERS=--quick: every path, minutes); after `make data`
+	for paper in hashednets denil denton ba_caruana deep_compression; do $(PY) -m bench.papers.$$paper $(PAPERS) || exit; done
 
 dev: $(VENV)/built ## .venv with the package editable and its kernels built
 

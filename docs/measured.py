@@ -2,11 +2,13 @@
 
 For every operation `<op>.md`: of each result file that holds it the summaries, the tables (figure, quartiles, goal,
 share of the limit) and one plot. A result comes from `python -m rdkernels bench --json bench/results/<machine>.json`.
+For every paper `papers/<paper>.md` and its plot, as its experiment left them in bench/papers/results.
 Nothing is measured here.
 """
 
 import json
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 from rdkernels import registry
@@ -14,6 +16,7 @@ from rdkernels.benchmark import plots, report
 
 HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE.parent / "bench" / "results"
+PAPERS = HERE.parent / "bench" / "papers" / "results"
 OUT = HERE / "measured"
 FIRST = "hashed_linear"  # whose the rows of older results are, which do not name their operation
 
@@ -57,8 +60,18 @@ def split(result: dict) -> dict[str, dict]:
     }
 
 
+def paper(name: str, out: pathlib.Path) -> None:
+    """One paper's section and plot, into the folder `out`."""
+    result, plot = PAPERS / f"{name}.md", PAPERS / f"{name}.png"
+    text = f"No result is committed yet: `python -m bench.papers.{name}` makes one.\n"
+    if result.exists():
+        shutil.copyfile(plot, out / plot.name)
+        text = f"{result.read_text()}\n```{{image}} /measured/papers/{plot.name}\n:alt: plot of the table above\n```\n"
+    (out / result.name).write_text(text)
+
+
 def main() -> None:
-    OUT.mkdir(exist_ok=True)
+    (OUT / "papers").mkdir(parents=True, exist_ok=True)
     pages: dict[str, list[str]] = {op: [] for op in registry.operations()}
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text())
@@ -73,6 +86,8 @@ def main() -> None:
         command = f"python -m rdkernels bench --op {op} --json bench/results/<machine>.json"
         empty = f"No result is committed yet: `{command}` makes one.\n"
         (OUT / f"{op}.md").write_text("\n".join(texts) or empty)
+    for name in ("hashednets", "denil", "denton", "ba_caruana", "deep_compression"):
+        paper(name, OUT / "papers")
 
 
 if __name__ == "__main__":
