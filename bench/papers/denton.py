@@ -48,9 +48,9 @@ FORMS = {
     "monochromatic": rd.Monochromatic,
 }
 METRICS = ("weight", "input_cov")
-RATES = {"english_g2": 2e-4, "crepe": 2e-4, "CRAFT": 2e-4, "convnet": 3e-4}
+RATES = {"english_g2": 2e-4, "crepe": 2e-4, "CRAFT": 5e-5, "convnet": 3e-4}
 #: net -> inputs to tune on and to test on, passes of the tuning
-SIZES = {"english_g2": (512, 300, 4), "crepe": (512, 512, 4), "CRAFT": (24, 24, 4), "convnet": (60_000, 10_000, 2)}
+SIZES = {"english_g2": (256, 300, 3), "crepe": (256, 400, 4), "CRAFT": (48, 24, 4), "convnet": (60_000, 10_000, 2)}
 QUICK = {"english_g2": (4, 4, 1), "crepe": (4, 4, 1), "CRAFT": (2, 2, 1), "convnet": (128, 64, 1)}
 FACTORED = [("separable", 2.5), ("Tucker", 2.5), ("separable", 4.0), ("Tucker", 4.0)]
 CLUSTERED = [("bicluster + SVD", 2.5)]
@@ -86,11 +86,11 @@ def plan(quick: bool) -> list[Run]:
     return [
         run("crepe", conv2=(7, FACTORED)),
         run("crepe", conv6=(27, FACTORED[:2])),
-        run("crepe", conv1=(2, [("separable", 2.5), ("separable", 4.0)])),
+        run("crepe", conv1=(2, [("separable", 4.0)])),
         run("crepe", linear=(32, [("SVD", 2.5), ("SVD", 5.0)])),
-        run("english_g2", conv2=(3, [("outer product", 2.0), ("Tucker", 2.0), ("separable", 2.0)])),
-        run("english_g2", conv4=(8, [*FACTORED, *CLUSTERED])),
-        run("english_g2", conv6=(14, [*FACTORED, *CLUSTERED])),
+        run("english_g2", conv2=(3, [("outer product", 2.0), ("separable", 2.0)])),
+        run("english_g2", conv4=(8, [*FACTORED[:2], *CLUSTERED])),
+        run("english_g2", conv6=(14, [*FACTORED[:2], *CLUSTERED])),
         run("english_g2", linear=(23, [("SVD", 2.0)])),
         run(  # one run: the net is trained in it
             "convnet",
@@ -177,6 +177,7 @@ def cost(layer: Any, dense: nn.Module, x: Tensor, seconds: float) -> dict[str, A
         if x.dim() == 4:
             last = copy.deepcopy(dense).to(memory_format=torch.channels_last)
             rivals.append(partial(last, x.to(memory_format=torch.channels_last)))
+        layer(x)  # the first call measures which way is fastest
         timed = min((interleaved(partial(layer, x), rival, seconds) for rival in rivals), key=lambda t: t.ratio)
         taken = layer.explain(x).taken
     shown = {"cut": full / own, "speed-up": timed.ratio, "quartiles": [timed.low, timed.high]}

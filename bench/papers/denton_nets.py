@@ -15,7 +15,7 @@ from . import pretrained
 from .training import Loss, outputs, train
 
 TRAIN_SEED, TEST_SEED = 1, 2
-CONVNET_RECIPE = {"epochs": 3, "batch": 128, "rate": 1e-3}
+CONVNET_RECIPE = {"epochs": 2, "batch": 128, "rate": 1e-3}
 
 
 @dataclass(frozen=True, eq=False)
