@@ -10,7 +10,8 @@ from torch import Tensor
 Init = Literal["density", "linear"]
 _ROUNDS = 2000  # of Lloyd's iteration; it ends where no boundary moves, mostly long before
 _STEPS = 8  # a centroid, of the density that places the first ones
-_GAIN = 1e-6  # of the distortion: less is not worth another round of moves
+_SWINGS, _MOMENTUM = 100, 0.95
+_GAIN = 1e-4  # of the distortion: less is not worth another round of moves
 
 
 def palette(
@@ -27,8 +28,8 @@ def palette(
         zero: weights that are exactly 0 (pruned) are the members of entry 0, which is 0, and of no other; the
             other `2**bits - 1` entries, ascending, fit the rest.
         init: where centroids start: "density", closer together where there are more weights (as their number to the
-            power 1/3, the best density for squared errors), which ends within a hundredth of a percent or so of the
-            least distortion; or "linear", evenly from the least weight to the greatest, which spends more entries on
+            power 1/3, the best density for squared errors), which ends close to the least distortion (200,000 normal
+            values: within 0.01 % at 4 and 6 bits, 1 % at 8); or "linear", evenly from the least weight to the greatest, which spends more entries on
             the few large weights and which Han et al. found best for the accuracy of the net.
         rounds: at most that many.
 
@@ -79,12 +80,13 @@ def _kmeans(values: Tensor, entries: int, init: Init, rounds: int) -> Tensor:
     if len(distinct) <= entries:
         return torch.cat([distinct, distinct[-1:].expand(entries - len(distinct))])
     line = _Line(values)
-    centres = line.settled(_start(values, entries, init), rounds)
-    moves = entries // 2 if init == "density" else 0
+    if init == "linear":
+        return line.settled(_start(values, entries, init), rounds)
+    centres, moves = line.settled(line.swung(_start(values, entries, init)), rounds), entries // 2
     least = line.distortion(centres)
     while moves:
         moved = line.moved(centres, moves)
-        moved = centres if moved is None else line.settled(moved, rounds)
+        moved = centres if moved is None else line.settled(line.swung(moved), rounds)
         reached = line.distortion(moved)
         if reached < least * (1 - _GAIN):
             centres, least = moved, reached
@@ -106,6 +108,19 @@ class _Line:
         ends = torch.searchsorted(self.values, (centres[1:] + centres[:-1]) / 2)
         return torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(self.values))])
 
+    def means(self, bounds: Tensor, centres: Tensor) -> Tensor:
+        """Of the members; where there are none the centroid stays. Ascending: rounding may not swap two."""
+        members = bounds.diff()
+        return torch.where(members > 0, self.sums[bounds].diff() / members, centres).cummax(0).values
+
+    def swung(self, centres: Tensor) -> Tensor:
+        """Lloyd's iteration with momentum: on its own it creeps, and ends when a step no longer moves a member."""
+        before = centres
+        for _ in range(_SWINGS):
+            means = self.means(self.bounds(centres), centres)
+            centres, before = (means + _MOMENTUM * (means - before)).cummax(0).values, means
+        return before
+
     def settled(self, centres: Tensor, rounds: int) -> Tensor:
         """Lloyd's iteration, until no member changes."""
         bounds = torch.empty(0)
@@ -113,9 +128,7 @@ class _Line:
             before, bounds = bounds, self.bounds(centres)
             if torch.equal(bounds, before):
                 break
-            means = self.sums[bounds].diff() / bounds.diff()
-            centres = torch.where(bounds.diff() > 0, means, centres)  # an empty one stays where it is
-            centres = centres.cummax(0).values  # rounding may not swap two
+            centres = self.means(bounds, centres)
         return centres
 
     def distortion(self, centres: Tensor) -> float:

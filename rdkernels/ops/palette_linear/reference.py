@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...registry import backend
-from .packing import STRIP, unpack
+from .packing import OUTPUTS, unpack
 
 _PANEL = 2**20  # weights of a panel, about: 8 MiB an int64 index
 
@@ -23,9 +23,9 @@ def _wide(t: Tensor) -> Tensor:
 
 def _panels(indices: Tensor, bits: int, out: int, in_: int) -> Iterator[tuple[slice, Tensor]]:
     """Rows of the weight, and their indices as int64."""
-    strips = max(1, _PANEL // (STRIP * max(in_, 1)))
+    strips = max(1, _PANEL // (OUTPUTS * max(in_, 1)))
     for first in range(0, indices.shape[0], strips):
-        rows = slice(first * STRIP, min(out, (first + strips) * STRIP))
+        rows = slice(first * OUTPUTS, min(out, (first + strips) * OUTPUTS))
         yield rows, unpack(indices[first : first + strips], bits, in_)[: rows.stop - rows.start].long()
 
 
