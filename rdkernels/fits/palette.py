@@ -29,8 +29,8 @@ def palette(
             other `2**bits - 1` entries, ascending, fit the rest.
         init: where centroids start: "density", closer together where there are more weights (as their number to the
             power 1/3, the best density for squared errors), which ends close to the least distortion (200,000 normal
-            values: within 0.01 % at 4 and 6 bits, 1 % at 8); or "linear", evenly from the least weight to the greatest, which spends more entries on
-            the few large weights and which Han et al. found best for the accuracy of the net.
+            values: within 0.01 % at 4 and 6 bits, 1 % at 8); or "linear", evenly from the least weight to the greatest,
+            which spends more entries on the few large weights and which Han et al. found best for accuracy.
         rounds: at most that many.
 
     Returns:
