@@ -24,15 +24,21 @@ RATES: dict[str, tuple[float, ...]] = {
     "RER": (8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
     "dense": (1e-3, 2e-3, 4e-3),
 }
+DEEP = {"HashedNet": (2e-3, 4e-3, 8e-3), "RER": (8e-3, 1.6e-2, 3.2e-2)}  # at 5 layers, where one run takes 16 seconds
 NETS: list[Net] = [(n, m, c) for n in (3, 5) for m in RATES for c in (COMPRESSIONS if m != "dense" else (1,))]
+
+
+def rates_of(net: Net) -> tuple[float, ...]:
+    layers, method, _ = net
+    return DEEP.get(method, RATES[method]) if layers == 5 else RATES[method]
 
 
 def candidates(quick: bool) -> dict[Net, tuple[float, ...]]:
     """The rates that each net tries; in a quick run two of two methods, and only one, which is not tried, of others."""
     if not quick:
-        return {net: RATES[net[1]] for net in NETS}
+        return {net: rates_of(net) for net in NETS}
     tried = {(3, "NN", 64), (3, "HashedNet", 64)}
-    return {net: RATES[net[1]][1:3] if net in tried else RATES[net[1]][1:2] for net in NETS}
+    return {net: rates_of(net)[1:3] if net in tried else rates_of(net)[1:2] for net in NETS}
 
 
 def key(net: Net, rate: float) -> str:

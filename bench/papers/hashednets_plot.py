@@ -39,7 +39,8 @@ def draw(
     axes["C"].set(xlabel="virtual width", title="Fixed storage, growing width (Fashion-MNIST)")
     for name in "BC":
         axes[name].legend()
-        axes[name].set_ylim(bottom=0)
+    for panel in axes.values():
+        panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
     figure.savefig(path, dpi=130)
 
 
