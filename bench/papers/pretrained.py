@@ -176,7 +176,7 @@ def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
     pitch = LOWEST * (HIGHEST / LOWEST) ** uniform(count)
     number = torch.arange(1, HARMONICS + 1)
     used = number <= torch.randint(1, HARMONICS + 1, (count, 1), generator=generator)
-    strength = used * uniform(count, HARMONICS)
+    strength = used * (0.1 + 0.9 * uniform(count, HARMONICS))
     angle = pitch[:, None, None] * number[:, None] * torch.arange(SAMPLES) / RATE + uniform(count, HARMONICS, 1)
     x = (strength[..., None] * torch.sin(2 * math.pi * angle)).sum(1)
     x = x + 0.1 * x.std(1, keepdim=True) * torch.randn(count, SAMPLES, generator=generator)
