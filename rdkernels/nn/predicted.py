@@ -101,9 +101,11 @@ class Predicted(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         before = self._fixed
         super()._apply(fn, recurse)
-        changed = before.is_meta or self._fixed.dtype != before.dtype
-        if changed and self.dictionary.kind not in STORED:
-            self._build()  # a cast and its way back lose nothing; what left the meta device has values
+        after = self._fixed
+        if self.dictionary.kind in STORED or after.is_meta:
+            return self
+        if before.is_meta or after.dtype != before.dtype or not torch.equal(before.to(after.device), after):
+            self._build()  # a cast and its way back lose nothing; what left the meta device or was emptied has values
         return self
 
     @torch.no_grad()
@@ -114,7 +116,7 @@ class Predicted(nn.Module):
             if self.coefficients.is_meta:
                 break
             if self.dictionary.kind == "identity":
-                gain = torch.full((count,), self.fraction, dtype=torch.float64)
+                gain = torch.full((count,), self.fraction, dtype=torch.float64, device="cpu")
             else:
                 gain = self.atoms[first : first + count].double().square().sum(1).mean(1)  # [count]
             bound = (inputs * gain).rsqrt().nan_to_num(posinf=0.0).to(self.coefficients.device)
@@ -167,6 +169,8 @@ class Predicted(nn.Module):
         return "expand" if full < small * self._pool_weight else "pool"
 
     def _order(self, x: Tensor, rows: int) -> Order:
+        if torch.compiler.is_exporting():  # a choice by rows would fix their number
+            return "expand"
         grad = torch.is_grad_enabled()
         weight_grad = grad and self.coefficients.requires_grad
         return self.order(rows, weight_grad=weight_grad, input_grad=grad and x.requires_grad)
@@ -238,6 +242,17 @@ class Predicted(nn.Module):
             missing_keys.append(key)
         else:
             error_msgs.extend(f"{prefix}{text}" for text in disagreements(self.recipe, state_dict[key]))
+        if self.dictionary.kind not in STORED:
+            self._follow()
+
+    def _follow(self) -> None:
+        """Make the buffer anew where `load_state_dict(assign=True)` gave the coefficients another device or dtype."""
+        name = "index" if self.dictionary.kind == "identity" else "atoms"
+        own, beside = self._fixed, self.coefficients
+        dtype = beside.dtype if name == "atoms" else own.dtype
+        if (own.device, own.dtype) != (beside.device, dtype):
+            self._buffers[name] = torch.empty_like(own, device=beside.device, dtype=dtype)
+            self._build()
 
 
 class PredictedLinear(Predicted):

@@ -379,6 +379,37 @@ def test_meta_device() -> None:
         assert torch.equal(empty(X), layer(X))
 
 
+@pytest.mark.parametrize("name", LINEARS)
+def test_assigned_state_brings_the_atoms_along(name: str) -> None:
+    """From the meta device, and in another dtype: the fixed tensor goes where the coefficients went."""
+    layer = linear(name)
+    state = layer.state_dict()
+    empty = linear(name, dtype=torch.float64).to("meta")  # float32 comes from the state
+    empty.load_state_dict(state, assign=True)
+    assert torch.equal(empty(X), layer(X))
+    narrow = {key: t.bfloat16() if t.is_floating_point() else t for key, t in state.items()}
+    other = linear(name)
+    other.load_state_dict(narrow, assign=True)
+    want = copy.deepcopy(layer).bfloat16()
+    assert torch.equal(other._fixed, want._fixed) and torch.equal(other(X.bfloat16()), want(X.bfloat16()))
+
+
+@pytest.mark.parametrize("name", ["se channels", "gauss", "identity"])
+def test_an_emptied_layer_has_its_atoms(name: str) -> None:
+    layer = linear(name)
+    other = copy.deepcopy(layer)._apply(torch.zeros_like)  # what `to_empty` may find in new memory
+    assert torch.equal(other._fixed, layer._fixed)
+
+
+@pytest.mark.parametrize("layer, x", [(linear("se"), X), (linear("identity"), X), (conv("se"), MAPS)])
+def test_an_exported_layer_takes_any_number_of_rows(layer, x: torch.Tensor) -> None:
+    rows = torch.export.Dim("rows", min=2, max=4096)
+    exported = torch.export.export(layer, (x,), dynamic_shapes={"x": {0: rows}}).module()
+    for count in (2, 5, 300):
+        many = x.repeat(100, *[1] * (x.dim() - 1))[:count]
+        torch.testing.assert_close(exported(many), layer(many))
+
+
 def test_distributed_checkpoint_functions() -> None:
     layer = nn.Sequential(linear("se"), nn.ReLU(), PredictedLinear(23, 4, fraction=0.5, dictionary="gauss", seed=1))
     other = copy.deepcopy(layer)
