@@ -136,7 +136,7 @@ class HashedLinear(nn.Module):
         with `hashed_bias` one more column of the weight.
 
         Raises:
-            TypeError, ValueError: as the constructor; `scale` must not be 0.
+            TypeError, ValueError: as the constructor; `scale` must not be 0, and the weight finite.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"HashedLinear.from_linear: linear must be an nn.Linear, got {type(linear).__name__}")
@@ -265,13 +265,15 @@ def _disagreements(own: Tensor, loaded: Tensor) -> list[str]:
 def _signed_mean(weight: Tensor, slots: int, granule: tuple[int, int], seed: int) -> Tensor:
     """Mean of `sign * weight` over the members of each bank entry, float64 on the CPU; 0 where there are none."""
     size = slots * granule[0] * granule[1]
-    total, count = torch.zeros(size, dtype=torch.float64), torch.zeros(size, dtype=torch.int64)
+    if not weight.isfinite().all():
+        raise ValueError("HashedLinear.from_linear: weight must be finite")
+    total, count = (torch.zeros(size, dtype=dtype, device="cpu") for dtype in (torch.float64, torch.int64))
     out, in_ = weight.shape
     step = max(1, _FIT_BLOCK // in_)
-    i = torch.arange(in_)[None, :]
+    i = torch.arange(in_, device="cpu")[None, :]
     for start in range(0, out, step):
         block = weight[start : start + step].to(device="cpu", dtype=torch.float64)
-        o = torch.arange(start, start + block.shape[0])[:, None]
+        o = torch.arange(start, start + block.shape[0], device="cpu")[:, None]
         index, sign = hashing.index_and_sign_at(o, i, slots, granule, seed)
         total.index_add_(0, index.reshape(-1), (block * sign).reshape(-1))
         count += torch.bincount(index.reshape(-1), minlength=size)

@@ -292,6 +292,15 @@ def test_from_linear_is_the_least_squares_fit(granule, scale: float) -> None:
     assert torch.equal(layer.bias, dense.bias)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_from_linear_refuses_what_is_not_finite(value: float) -> None:
+    dense = nn.Linear(9, 4)
+    with torch.no_grad():
+        dense.weight[2, 3] = value
+    with pytest.raises(ValueError, match="HashedLinear.from_linear: weight must be finite"):
+        HashedLinear.from_linear(dense, compression=3)
+
+
 def test_from_linear_in_blocks_equals_whole(monkeypatch) -> None:
     dense = nn.Linear(75, 130)
     whole = HashedLinear.from_linear(dense, compression=8, seed=4)
