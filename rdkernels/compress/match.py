@@ -118,6 +118,10 @@ def _layers(named: Mapping[str, nn.Module], patterns: Mapping[str, Any]) -> Iter
         yield tuple(all_names), modules[key]
 
 
+def _first(name: str, patterns: Mapping[str, Any]) -> str | None:
+    return next((p for p in patterns if _matches(p, name)), None)
+
+
 def compressed(module: nn.Module) -> bool:
     """A layer of `rdkernels.nn`: it can build the dense weight that it stands for."""
     return callable(getattr(module, "materialize", None))
@@ -125,8 +129,7 @@ def compressed(module: nn.Module) -> bool:
 
 def _deciding(names: tuple[str, ...], patterns: Mapping[str, Spec | None]) -> str | None:
     """The first pattern that matches the layer; by whichever of its names, if all agree on the spec."""
-    first = [next((p for p in patterns if _matches(p, name)), None) for name in names]
-    chosen = [p for p in first if p is not None]
+    chosen = [p for p in (_first(name, patterns) for name in names) if p is not None]
     for other in chosen[1:]:
         if patterns[other] != patterns[chosen[0]]:
             raise ValueError(
@@ -182,13 +185,18 @@ def _reason(names: tuple[str, ...], module: Any, spec: Spec, named: Mapping[str,
 
 def _check_use(patterns: Mapping[str, Spec | None], found: list[Target | Row]) -> None:
     """No pattern with a spec may come to nothing in silence."""
-    changed = [name for target in found if isinstance(target, Target) for name in target.names]
+    changed = {n: _first(n, patterns) for target in found if isinstance(target, Target) for n in target.names}
     for pattern, spec in patterns.items():
-        if spec is None or any(_matches(pattern, name) for name in changed):
+        if spec is None or pattern in changed.values():
             continue
         left = [
             f"{row.name or 'the model'}: {row.reason}"
             for row in found
             if isinstance(row, Row) and any(_matches(pattern, name) for name in row.name.split(" = "))
+        ]
+        left += [
+            f"{name or 'the model'}: the earlier pattern {first!r} decides"
+            for name, first in changed.items()
+            if _matches(pattern, name)
         ]
         raise ValueError(f"pattern {pattern!r} changes no layer; {'; '.join(left[:4]) or 'none there has parameters'}")

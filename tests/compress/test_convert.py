@@ -247,6 +247,10 @@ def test_a_subclass_that_computes_the_same_is_converted() -> None:
         ({"0": None, "*": rd.CP(2)}, r"0: Sequential has no weight; to leave what is inside, name '0.\*'"),
         ({"": rd.CP(2)}, r"the model: CP is for nn.Conv2d, not Sequential; name what is inside, as in '\*'"),
         ({"*": rd.LowRank(15)}, "0.0: rank must be from 1 to 9, got 15"),
+        (
+            {"0.*": rd.CP(2), "0.0": rd.Tucker(2)},
+            r"pattern '0.0' changes no layer; 0.0: the earlier pattern '0.\*' dec",
+        ),
         ({}, "specs must be a spec or a mapping"),
         ([rd.CP(2)], "specs must be a spec or a mapping"),
         ({"0.0": "cp"}, "specs must map names to specs or None, got '0.0': 'cp'"),
