@@ -286,6 +286,18 @@ def test_convex(small: None) -> None:
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("make", [rd.datasets.rectangles, rd.datasets.convex])
+def test_what_a_seed_draws_is_of_torchs_defaults_independent(small: None, make) -> None:
+    want = make(4)
+    with torch.device("meta"):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found = make(4)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.train_x, want.train_x) and torch.equal(found.test_y, want.test_y)
+
+
 def test_a_dent_is_seen() -> None:
     full = torch.zeros(1, 28, 28, dtype=torch.bool)
     full[0, 4:20, 4:20] = True

@@ -88,17 +88,17 @@ def mnist_10k() -> Dataset:
     generator = torch.Generator().manual_seed(0)
     parts: list[list[Tensor]] = [[], []]  # of each class its training and its test images
     for name, raw in zip(DIGITS, MNIST.read(*DIGITS), strict=True):
-        values = torch.tensor(json.loads(raw)["data"], dtype=torch.float32)
+        values = torch.tensor(json.loads(raw)["data"], dtype=torch.float32, device="cpu")
         if not values.numel() or values.numel() % SIDE**2 or values.min() < 0 or values.max() > 1:
             raise ValueError(f"{name} of {MNIST.find()} does not hold digits of {SIDE} x {SIDE} in [0, 1]")
         images = values.view(-1, 1, SIDE, SIDE)
-        images = images[torch.randperm(len(images), generator=generator)]
+        images = images[torch.randperm(len(images), generator=generator, device="cpu")]
         held_out = round(TEST_PART * len(images))
         parts[0].append(images[held_out:])
         parts[1].append(images[:held_out])
     tensors = []
     for part in parts:
-        labels = torch.repeat_interleave(torch.arange(len(part)), torch.tensor([len(p) for p in part]))
-        order = torch.randperm(len(labels), generator=generator)
+        labels = torch.cat([torch.full((len(p),), digit, device="cpu") for digit, p in enumerate(part)])
+        order = torch.randperm(len(labels), generator=generator, device="cpu")
         tensors += [torch.cat(part)[order], labels[order]]
     return Dataset("MNIST-10k", *tensors)

@@ -56,20 +56,25 @@ def _drawn(name: str, draw: Callable[[int, torch.Generator], tuple[Tensor, Tenso
 
 
 def _rectangles(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    sizes = torch.cartesian_prod(torch.arange(1, SIDE + 1), torch.arange(1, SIDE + 1))  # [*, (height, width)]
+    sizes = torch.cartesian_prod(*(torch.arange(1, SIDE + 1, device="cpu"),) * 2)  # [*, (height, width)]
     sizes = sizes[(sizes[:, 0] - sizes[:, 1]).abs() >= 3]
-    size = sizes[torch.randint(len(sizes), (count,), generator=generator)]
-    first = (torch.rand(size.shape, generator=generator) * (SIDE + 1 - size)).long()  # [count, (top, left)]
+    size = sizes[torch.randint(len(sizes), (count,), generator=generator, device="cpu")]
+    first = (_uniform(generator, *size.shape) * (SIDE + 1 - size)).long()  # [count, (top, left)]
     first, last = first[..., None], (first + size - 1)[..., None]
-    at = torch.arange(SIDE)
+    at = torch.arange(SIDE, device="cpu")
     within, edge = (first <= at) & (at <= last), (at == first) | (at == last)  # [count, (rows, columns), SIDE]
     border = (edge[:, 0, :, None] & within[:, 1, None]) | (within[:, 0, :, None] & edge[:, 1, None])
     return border, (size[:, 1] > size[:, 0]).long()
 
 
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """In [0, 1); the same whatever torch's default dtype and device are."""
+    return torch.rand(*shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
 def _regions(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    labels = torch.randint(2, (count,), generator=generator)
-    images = torch.empty(count, SIDE, SIDE, dtype=torch.bool)
+    labels = torch.randint(2, (count,), generator=generator, device="cpu")
+    images = torch.empty(count, SIDE, SIDE, dtype=torch.bool, device="cpu")
     for label, draw in enumerate((_unions, _intersections)):
         wanted, found = int((labels == label).sum()), images[:0]
         while len(found) < wanted:
@@ -81,12 +86,12 @@ def _regions(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _intersections(generator: torch.Generator, planes: tuple[int, int] = CONVEX_PLANES) -> Tensor:
     """Convex regions with a pixel, of `BATCH` candidates: `[*, SIDE, SIDE]`."""
     least, most = planes
-    number = torch.randint(least, most + 1, (BATCH, 1), generator=generator)
-    point = torch.rand(BATCH, most, 2, 1, 1, generator=generator) * SIDE
-    angle = torch.rand(BATCH, most, 1, 1, generator=generator) * 2 * math.pi
-    centre = torch.arange(SIDE) + 0.5
+    number = torch.randint(least, most + 1, (BATCH, 1), generator=generator, device="cpu")
+    point = _uniform(generator, BATCH, most, 2, 1, 1) * SIDE
+    angle = _uniform(generator, BATCH, most, 1, 1) * 2 * math.pi
+    centre = torch.arange(SIDE, dtype=torch.float32, device="cpu") + 0.5
     inside = (centre - point[:, :, 0]) * angle.cos() + (centre[:, None] - point[:, :, 1]) * angle.sin() > 0
-    unused = torch.arange(most) >= number
+    unused = torch.arange(most, device="cpu") >= number
     regions = (inside | unused[..., None, None]).all(1)
     return regions[regions.flatten(1).any(1)]
 

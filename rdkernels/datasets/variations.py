@@ -27,7 +27,8 @@ def mnist_rotated(seed: int = 0) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
 
     def turned(x: Tensor) -> Tensor:
-        return rotated(x, 2 * math.pi * torch.rand(len(x), generator=generator))
+        angles = torch.rand(len(x), generator=generator, dtype=torch.float32, device="cpu")
+        return rotated(x, 2 * math.pi * angles)
 
     digits = mnist_10k()
     return replace(digits, name="MNIST-10k, rotated", train_x=turned(digits.train_x), test_x=turned(digits.test_x))
@@ -53,7 +54,7 @@ def mnist_random_background(seed: int = 0) -> Dataset:
     generator = torch.Generator().manual_seed(seed)
 
     def noisy(x: Tensor) -> Tensor:
-        return x.maximum(torch.randint(256, x.shape, generator=generator) / 255)
+        return x.maximum(torch.randint(256, x.shape, generator=generator, device="cpu").float() / 255)
 
     digits = mnist_10k()
     name = "MNIST-10k, random background"

@@ -91,7 +91,8 @@ def _eigen_start(weight: Tensor, rank: int) -> _Terms:
     outer = leading(weight.flatten(1), rank)
     inner = leading(weight.transpose(0, 1).flatten(1), rank)
     core = torch.einsum("ocij,oq,cp->ijqp", weight, outer, inner).reshape(kh * kw, rank, rank)
-    first, second = torch.randn(2, kh * kw, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    first, second = torch.randn(2, kh * kw, generator=generator, dtype=torch.float64, device="cpu")
     mixed = torch.linalg.lstsq(torch.einsum("kqp,k->pq", core, first), torch.einsum("kqp,k->pq", core, second)).solution
     vectors = torch.linalg.eig(mixed).eigenvectors.real  # columns: dual to the outer factor
     spread = outer @ torch.linalg.pinv(vectors.T)
@@ -106,7 +107,7 @@ def _random_start(weight: Tensor, rank: int, seed: int) -> _Terms:
     generator = torch.Generator().manual_seed(seed)
     o, c, kh, kw = weight.shape
     inner, vertical, horizontal, outer = (
-        torch.randn(rank, size, generator=generator, dtype=torch.float64) for size in (c, kh, kw, o)
+        torch.randn(rank, size, generator=generator, dtype=torch.float64, device="cpu") for size in (c, kh, kw, o)
     )
     return _Terms(inner, vertical, horizontal, outer.T)
 

@@ -72,7 +72,8 @@ class Budget:
         if self.macs is not None:
             both = self._within(max(full), lambda r: cost(min(r, full[0]), min(r, full[1])), dense)
             return min(both, full[0]), min(both, full[1])
-        prices = cost(torch.arange(1, full[0] + 1)[:, None], torch.arange(1, full[1] + 1)[None, :])
+        first, second = (torch.arange(1, n + 1, device="cpu") for n in full)
+        prices = cost(first[:, None], second[None, :])
         share = kept() >= self._share
         share[-1, -1] = True
         cheapest = int(prices.masked_fill(~share, torch.iinfo(torch.int64).max).argmin())

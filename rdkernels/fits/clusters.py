@@ -36,7 +36,7 @@ def _assign(gain: Tensor, sizes: Sequence[int]) -> Tensor:
         from scipy.optimize import linear_sum_assignment
     except ImportError as error:
         raise ImportError("balanced clusters need scipy: pip install 'rdkernels[compress]'") from error
-    group = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    group = torch.arange(len(sizes), device="cpu").repeat_interleave(torch.tensor(sizes, device="cpu"))
     rows, seats = linear_sum_assignment(gain[:, group].numpy(), maximize=True)
     return group[torch.from_numpy(seats)[torch.from_numpy(rows).argsort()]]
 
@@ -158,7 +158,7 @@ def bicluster(
 def _cluster_order(rows: Tensor, count: int, dim: int) -> Tensor:
     """The rows' numbers, cluster after cluster and ascending in each."""
     if count == 1:
-        return torch.arange(len(rows))
+        return torch.arange(len(rows), device="cpu")
     if rows.shape[1] > rows.shape[0]:
         rows = torch.linalg.qr(rows.T, mode="r").R.T  # the same angles in fewer coordinates
     items = torch.nn.functional.normalize(rows, dim=1)[:, :, None]

@@ -61,7 +61,7 @@ class InputCovariance(_Inputs):
         if not ridge > 0:
             raise ValueError(f"InputCovariance: ridge must be > 0, got {ridge!r}")
         self.size, self.channel_dim, self.ridge = size, channel_dim, float(ridge)
-        self.sums = torch.zeros(size, size, dtype=torch.float64)
+        self.sums = torch.zeros(size, size, dtype=torch.float64, device="cpu")
         self.count = 0  # vectors seen
 
     @classmethod
@@ -102,7 +102,7 @@ class InputCovariance(_Inputs):
         level = mean.diagonal().mean()
         if level == 0:
             raise ValueError("InputCovariance: calibrator has seen only zeros")
-        return mean + self.ridge * level * torch.eye(self.size, dtype=torch.float64)
+        return mean + self.ridge * level * torch.eye(self.size, dtype=torch.float64, device="cpu")
 
 
 class WeightInputCovariance(_Inputs):
@@ -133,8 +133,8 @@ class WeightInputCovariance(_Inputs):
             self._sides = module._reversed_padding_repeated_twice
             self._mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             self._conv = {name: getattr(module, name) for name in ("kernel_size", "dilation", "stride")}
-        self.sums = torch.zeros(self.size, self.size, dtype=torch.float64)
-        self.total = torch.zeros(self.size, dtype=torch.float64)
+        self.sums = torch.zeros(self.size, self.size, dtype=torch.float64, device="cpu")
+        self.total = torch.zeros(self.size, dtype=torch.float64, device="cpu")
         self.origin: Tensor | None = None  # near the mean, so that centring the sums cancels little
         self.count = 0  # vectors seen
 

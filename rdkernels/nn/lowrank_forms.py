@@ -149,7 +149,8 @@ class MonochromaticConv2d(_LowRankConv2d):
     def _shapes(self, device: Any, *, colours: int | None = None, assignment: Tensor | None = None) -> Shapes:
         o, c, kh, kw = self._shape()
         self._count = colours = check_rank("colours", colours)
-        even = torch.repeat_interleave(torch.arange(colours, device="cpu"), torch.tensor(even_sizes(o, colours)))
+        sizes = torch.tensor(even_sizes(o, colours), device="cpu")
+        even = torch.arange(colours, device="cpu").repeat_interleave(sizes)
         self._register_index("assignment", assignment, even, device)
         return {"colours": ((colours, c), c), "filters": ((o, kh, kw), kh * kw)}
 

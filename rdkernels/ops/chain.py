@@ -144,7 +144,7 @@ def native_chain(op: str, numbers: Sequence[str], maps: int = 0, tensors: Sequen
             numbers = (*call.tensors, *call.numbers, *where, activation)
 
             def launch(x: Tensor, bias: Tensor | None, residual: Tensor | None, kept: Sequence = (None,) * maps):
-                y = torch.empty(size, dtype=x.dtype, memory_format=form)
+                y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=form)
                 if residual is not None:
                     residual = residual.contiguous(memory_format=form)
                 twin(y, x, call.packed, bias, residual, *kept, *numbers)

@@ -43,7 +43,7 @@ def pack(*parts: Tensor | Sequence[Tensor]) -> Tensor:
     the matrix that has them below one another, tap after tap of each."""
     made = [(p, [len(p)]) if isinstance(p, Tensor) else (p, [len(m) * m.shape[1] for m in p]) for p in parts]
     sizes = [sum(rows) if isinstance(p, Tensor) else sum(rows) * wide(p[0].shape[2]) for p, rows in made]
-    packed = torch.empty(sum(sizes))
+    packed = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
     offset = 0
     for (part, rows), size in zip(made, sizes, strict=True):
         if isinstance(part, Tensor):

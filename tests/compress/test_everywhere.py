@@ -139,6 +139,23 @@ def test_files_and_copies(way: Way, init: Any, tmp_path: pathlib.Path) -> None:
     assert torch.equal(other(x), want)
 
 
+@everywhere
+@pytest.mark.parametrize("way", [w for k, w in WAYS.items() if "Palette" not in k])
+def test_torchs_default_device_and_dtype_change_nothing(way: Way, init: Any) -> None:
+    """With a default device as `torch.set_default_device("cuda")`, and 16 bits as the default dtype."""
+    model, x = dense(way), inputs(way)
+    torch.manual_seed(1)
+    want = rd.convert(copy.deepcopy(model), {"0": way.spec}, init, [x])(x)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            found = rd.convert(model, {"0": way.spec}, init, [x])(x)
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, want)
+
+
 class All(nn.Module):
     """Every spec and init side by side, sharing nothing: one DistributedDataParallel for all."""
 

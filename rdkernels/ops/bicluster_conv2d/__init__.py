@@ -67,7 +67,7 @@ def inverse(name: str, order: Tensor) -> Tensor:
 
 def _inverted(name: str, order: Tensor) -> Tensor:
     values, places = order.sort()
-    if not torch.equal(values, torch.arange(len(order))):
+    if not torch.equal(values, torch.arange(len(order), device=order.device)):
         raise ValueError(f"{OP}: {name} must be a permutation of 0 ... {len(order) - 1}, got {order.tolist()}")
     return places
 

@@ -43,7 +43,7 @@ def sorted_filters(colours: Tensor, filters: Tensor, assignment: Tensor) -> tupl
         else:
             parts.extend(strips(split[k]))
             k += 1
-    kept_order = None if torch.equal(order, torch.arange(len(order))) else order
+    kept_order = None if torch.equal(order, torch.arange(len(order), device="cpu")) else order
     return pack(*parts), counts, kept_order
 
 
