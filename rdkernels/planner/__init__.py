@@ -174,14 +174,15 @@ def _lasting_kind(layer: Layer, x: Tensor, residual: Tensor | None) -> str:
     """All that the times depend on, but for the device, in words."""
     where = candidates.where_of(layer)
     epilogue = [name for name, there in (("bias", layer.bias), ("residual", residual)) if there is not None]
-    form = "rows" if where is None else str(memory_format(x)).removeprefix("torch.")
+    layout = torch.contiguous_format if where is None else memory_format(x)
+    form = "rows" if where is None else str(layout).removeprefix("torch.")
     return "; ".join(
         (
             f"{layer._op} {' '.join('x'.join(map(str, t.shape)) for t in layer._factors())}",
             "" if where is None else f"stride, padding, dilation {' '.join(map(str, where))}",
             f"epilogue {'+'.join([*epilogue, layer.activation or 'none'])}",
             f"x {'x'.join(map(str, x.shape))} {x.dtype} as {candidates.computing_dtype(x)}",
-            f"{form}{'' if x.is_contiguous(memory_format=memory_format(x)) else ' strided'}",
+            f"{form}{'' if x.is_contiguous(memory_format=layout) else ' strided'}",
             f"threads {torch.get_num_threads()}",
             f"backends {'/'.join(registry.backends(layer._op))}",
             f"rdkernels {importlib.metadata.version('rdkernels')}",

@@ -394,6 +394,15 @@ def test_from_dense_in_the_inputs_metric(form: str) -> None:
     assert fitted.relative_error(conv) > plain.relative_error(conv)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_linear_takes_a_vector(grad: bool) -> None:
+    layer = LowRankLinear(9, 7, rank=2)
+    x = torch.randn(9)
+    with torch.set_grad_enabled(grad):
+        y = layer(x)
+    torch.testing.assert_close(y, layer(x[None])[0])
+
+
 def test_linear_in_the_inputs_metric_is_the_best_of_its_rank() -> None:
     """The Eckart-Young bound of the whitened weight is met on the calibration data themselves."""
     x = normal(500, 30, seed=1) @ (normal(30, 30, seed=2) * torch.logspace(0, -2, 30, dtype=torch.float64))
