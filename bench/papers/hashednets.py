@@ -5,7 +5,7 @@ fixed number of epochs, no early stopping, the test error of the last weights. N
 epochs, rounded down.
 
 The rates are chosen by the experiment itself, first (`hashednets_choice.py`): every method at 3 and 5 layers and both
-compressions trains for 10 epochs at three to five rates, one seed, on the first 6,400 training images of MNIST-10k,
+compressions trains for 10 epochs at three to six rates, one seed, on the first 6,400 training images of MNIST-10k,
 and takes the rate of the least error on the other 1,600, of equals the smaller. That rate serves all sets, seeds and
 granules; no test image has a part in it. Which rates are tried follows an earlier study on the same held-out images, of
 3 layers and 20 epochs, at 0.0005 to 0.01 and beyond, whose best rates were (at 1/64 and at 1/8): NN 0.002 and 0.004,

@@ -17,8 +17,8 @@ Net = tuple[int, str, int]  # layers, method, compression
 
 DATA, EPOCHS, COMPRESSIONS = "MNIST-10k", 10, (64, 8)
 RATES: dict[str, tuple[float, ...]] = {
-    "NN": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    "LRD": (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+    "NN": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
+    "LRD": (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2, 1.28e-1),
     "LRD-small": (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
     "HashedNet": (2e-3, 4e-3, 8e-3, 1.6e-2),
     "RER": (8e-3, 1.6e-2, 3.2e-2, 6.4e-2),

@@ -132,9 +132,9 @@ def test_a_best_rate_at_an_end_is_said() -> None:
     every = choice.candidates(quick=False)
     inner: dict[tuple[choice.Net, float], float] = {(net, rates[1]): 5.0 for net, rates in every.items()}
     assert choice.Choice(validated(inner)).at_an_end() == []
-    beyond = inner | {((3, "LRD", 64), 6.4e-2): 4.0, ((5, "NN", 8), 1e-3): 4.0}
+    beyond = inner | {((3, "LRD", 64), 1.28e-1): 4.0, ((5, "NN", 8), 1e-3): 4.0}
     assert choice.Choice(validated(beyond)).at_an_end() == [
-        "rate 0.064: LRD 1/64, 3 layers",
+        "rate 0.128: LRD 1/64, 3 layers",
         "rate 0.001: NN 1/8, 5 layers",
     ]
 
