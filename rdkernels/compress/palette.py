@@ -21,7 +21,7 @@ class Palette(Spec):
     Args:
         bits: of a weight's index, 1 to 8.
         zero: one of the values is 0, stays 0, and is that of exactly the weights that are 0: pruned ones stay pruned.
-        init: where the fit's centroids start, "density" or "linear": see `rdkernels.fits.palette`.
+        init: where the fit's centroids start, "optimal" or "linear": see `rdkernels.fits.palette`.
 
     Raises:
         TypeError, ValueError: naming the argument, what came and what is allowed.
@@ -32,7 +32,7 @@ class Palette(Spec):
     bits: int
     zero: bool = False
     _: KW_ONLY
-    init: Init = "density"
+    init: Init = "optimal"
 
     types = (nn.Linear, nn.Conv2d)
 

@@ -199,7 +199,7 @@ class PaletteLinear(Palette):
         *,
         bits: int,
         zero: bool = False,
-        init: Init = "density",
+        init: Init = "optimal",
     ) -> None:
         super().__init__()
         with errors_of("PaletteLinear"):
@@ -208,7 +208,7 @@ class PaletteLinear(Palette):
         self._register((out_features, in_features), bias, bits, zero, init, device, dtype)
 
     @classmethod
-    def from_dense(cls, dense: nn.Linear, bits: int, *, zero: bool = False, init: Init = "density") -> PaletteLinear:
+    def from_dense(cls, dense: nn.Linear, bits: int, *, zero: bool = False, init: Init = "optimal") -> PaletteLinear:
         """The layer closest to `dense`: its weight by `rdkernels.fits.palette`, its bias copied.
 
         Args:
@@ -279,7 +279,7 @@ class PaletteConv2d(Palette):
         *,
         bits: int,
         zero: bool = False,
-        init: Init = "density",
+        init: Init = "optimal",
     ) -> None:
         super().__init__()
         with errors_of("PaletteConv2d"):
@@ -302,7 +302,7 @@ class PaletteConv2d(Palette):
         self._register(tuple(dense.weight.shape), bias, bits, zero, init, device, dtype)
 
     @classmethod
-    def from_dense(cls, dense: nn.Conv2d, bits: int, *, zero: bool = False, init: Init = "density") -> PaletteConv2d:
+    def from_dense(cls, dense: nn.Conv2d, bits: int, *, zero: bool = False, init: Init = "optimal") -> PaletteConv2d:
         """The layer closest to `dense`: as `PaletteLinear.from_dense`."""
         conv = cls._checked(dense)
         where = {name: getattr(conv, name) for name in cls._GEOMETRY}

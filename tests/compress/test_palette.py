@@ -32,6 +32,6 @@ def test_convert() -> None:
 
 
 def test_values() -> None:
-    assert rd.Palette(4) == rd.Palette(bits=4, zero=False, init="density") != rd.Palette(5)
+    assert rd.Palette(4) == rd.Palette(bits=4, zero=False, init="optimal") != rd.Palette(5)
     with pytest.raises(ValueError, match="Palette: bits must be from 1 to 8, got 0"):
         rd.Palette(0)
