@@ -4,8 +4,8 @@ from .hashed import HashedLinear, WeightBank
 from .lowrank import LowRankLinear
 from .lowrank_forms import BiclusterConv2d, CPConv2d, MonochromaticConv2d, SeparableConv2d, TuckerConv2d
 from .palette import PaletteConv2d, PaletteLinear
-from .predicted import PredictedLinear
 from .predicted_conv import PredictedConv2d
+from .predicted_linear import PredictedLinear
 
 __all__ = [
     "BiclusterConv2d",
