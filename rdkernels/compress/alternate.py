@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .convert import Data, apply, count_parameters, naming, needed, observe, owned
 from .match import Specs, Target, match
@@ -56,6 +58,7 @@ def alternate(
         data: as in `rdkernels.convert`; run at every compression, so batches must be there more than once.
 
     Layers and specs are checked, and seeds drawn, at the call: without a sequence, a layer keeps its map throughout.
+    Each compression is of all its layers or, after an error, of none.
 
     Raises:
         TypeError, ValueError: as `rdkernels.convert`.
@@ -98,11 +101,25 @@ def _schedule(specs: Specs | Sequence[Specs], steps: int | None) -> list[Specs]:
 def _refit(model: nn.Module, found: Sequence[Target | Row], data: Data | None) -> Report:
     observers = observe(model, found, data)
     rows = []
-    for entry in found:
-        if isinstance(entry, Target):
-            with naming(entry.name):
-                error = entry.spec.refit(entry.module, observers.get(entry.name))
-            kind, count = type(entry.module).__name__, count_parameters(entry.module)
-            entry = Row(entry.name, kind, kind, (count, count), error)
-        rows.append(entry)
+    with _all_or_none([entry.module.weight for entry in found if isinstance(entry, Target)]):
+        for entry in found:
+            if isinstance(entry, Target):
+                with naming(entry.name):
+                    error = entry.spec.refit(entry.module, observers.get(entry.name))
+                kind, count = type(entry.module).__name__, count_parameters(entry.module)
+                entry = Row(entry.name, kind, kind, (count, count), error)
+            rows.append(entry)
     return Report(tuple(rows))
+
+
+@contextmanager
+@torch.no_grad()
+def _all_or_none(weights: Sequence[Tensor]) -> Iterator[None]:
+    """After an error the weights are as they were."""
+    before = [weight.clone() for weight in weights]
+    try:
+        yield
+    except BaseException:
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(old)
+        raise

@@ -117,11 +117,13 @@ def test_refused_at_the_call(specs: Any, more: dict[str, Any], text: str) -> Non
         rd.alternate(net(), specs, **more)
 
 
-def test_a_refit_that_fails_names_the_layer() -> None:
+def test_a_refit_that_fails_names_the_layer_and_moves_none() -> None:
     model = net()
-    phases = rd.alternate(model, SPECS, steps=2)
+    phases = rd.alternate(model, {"*": rd.LowRank(2)}, steps=2)
     next(phases)
     with torch.no_grad():
-        model[0].weight.fill_(float("inf"))
-    with pytest.raises(ValueError, match="alternate: 0: TuckerConv2d.from_dense: weight must be finite"):
+        model[3].weight.fill_(float("inf"))
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match="alternate: 3: LowRankLinear.from_dense: weight must be finite"):
         next(phases)
+    assert torch.equal(model[0].weight, before)
