@@ -146,6 +146,12 @@ def hooked() -> nn.Module:
     return nn.Sequential(layer, nn.Linear(12, 12))
 
 
+def hooked_when_accumulated() -> nn.Module:
+    layer = nn.Linear(12, 12)
+    layer.weight.register_post_accumulate_grad_hook(lambda p: None)
+    return nn.Sequential(layer, nn.Linear(12, 12))
+
+
 def state_hooked() -> nn.Module:
     layer = nn.Linear(12, 12)
     layer.register_state_dict_post_hook(lambda *_: None)
@@ -200,6 +206,7 @@ LEFT = {
     ),
     "special parameter": (special, "0", "its weight is a Special, not a plain parameter"),
     "gradient hook": (hooked, "0", "has hooks on the gradients of its parameters"),
+    "accumulation hook": (hooked_when_accumulated, "0", "has hooks on the gradients of its parameters"),
     "state hook": (state_hooked, "0", "has hooks on its state dict"),
     "compressed": (
         lambda: nn.Sequential(LowRankLinear(12, 12, rank=3), nn.Linear(12, 12)),
