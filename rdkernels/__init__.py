@@ -36,6 +36,7 @@ from .compress import (  # noqa: E402
     size,
     strip,
 )
+from .distill import attention_relation, hidden, kd, mimic  # noqa: E402
 
 __version__ = importlib.metadata.version("rdkernels")
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "Separable",
     "Tucker",
     "alternate",
+    "attention_relation",
     "backends",
     "bicluster_conv2d",
     "build_info",
@@ -60,7 +62,10 @@ __all__ = [
     "fits",
     "hashed_linear",
     "hashing",
+    "hidden",
+    "kd",
     "lowrank_linear",
+    "mimic",
     "monochromatic_conv2d",
     "nn",
     "palette_linear",

@@ -55,7 +55,8 @@ def palette(
         raise ValueError(f"weight must be finite and not empty, got shape {list(weight.shape)}")
     entries = 2**bits - zero
     free = flat[flat != 0] if zero else flat
-    centres = _kmeans(free.sort().values, entries, init, rounds) if free.numel() else flat.new_zeros(entries)
+    with torch.device("cpu"):
+        centres = _kmeans(free.sort().values, entries, init, rounds) if free.numel() else flat.new_zeros(entries)
     index = torch.searchsorted((centres[1:] + centres[:-1]) / 2, flat) + zero
     if zero:
         index.masked_fill_(flat == 0, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import hashing
 from ..ops.hashed_linear import DTYPES, hashed_linear
+from .entry import Described, float_of, int_of
 
 #: What the state dict's int64 entry `map` holds, in this order; `scale` as the bits of a float64, since a floating
 #: entry would not survive a checkpoint cast to 16 bits. Same entry and same bank: same virtual matrix.
@@ -46,7 +46,7 @@ class WeightBank(nn.Module):
         return f"{self.size}, bytes={self.size * self.weight.element_size()}"
 
 
-class HashedLinear(nn.Module):
+class HashedLinear(Described):
     """`y = scale * x @ V.T + bias` with `V` `[out, in]` a hash of a small bank: `nn.Linear` in fewer weights.
 
     One call of `rdkernels.hashed_linear`, whose docstring has the formula, dtypes, determinism and source. `V` is never
@@ -74,6 +74,8 @@ class HashedLinear(nn.Module):
     Raises:
         TypeError, ValueError: naming the argument, what came and what is allowed.
     """
+
+    _entry, _fields = "map", MAP_FIELDS
 
     bias: nn.Parameter | None
 
@@ -172,9 +174,16 @@ class HashedLinear(nn.Module):
     @property
     def map(self) -> Tensor:
         """The int64 values of `MAP_FIELDS`, on the CPU: the state dict's entry of that name."""
-        (scale_bits,) = struct.unpack("<q", struct.pack("<d", self.scale))
         shape = (self.out_features, self.in_features)
-        fields = (hashing.MAP_VERSION, self.seed, self.slots, *self.granule, *shape, self.hashed_bias, scale_bits)
+        fields = (
+            hashing.MAP_VERSION,
+            self.seed,
+            self.slots,
+            *self.granule,
+            *shape,
+            self.hashed_bias,
+            int_of(self.scale),
+        )
         return torch.tensor(fields, dtype=torch.int64, device="cpu")
 
     def reset_parameters(self) -> None:
@@ -230,36 +239,9 @@ class HashedLinear(nn.Module):
             f"compression={self.compression:.4g}, bytes={stored} (dense {item * self.in_features * self.out_features})"
         )
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "map"] = self.map  # not a buffer: none may cast, broadcast or leave it uninitialised
-
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        key = prefix + "map"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        if key not in state_dict:
-            missing_keys.append(key)
-        else:
-            error_msgs.extend(f"{prefix}{text}" for text in _disagreements(self.map, state_dict[key]))
-
-
-def _disagreements(own: Tensor, loaded: Tensor) -> list[str]:
-    """One line for each field of `MAP_FIELDS` in which a loaded map differs from the layer's own."""
-    if loaded.is_meta:
-        return []
-    if loaded.dtype != torch.int64 or loaded.shape != own.shape:
-        return [f"map: must be int64 {list(own.shape)}, the state dict has {loaded.dtype} {list(loaded.shape)}"]
-
-    def shown(field: str, value: int) -> float:
-        return struct.unpack("<d", struct.pack("<q", value))[0] if field == "scale" else value
-
-    return [
-        f"{field}: the layer has {shown(field, mine)}, the state dict {shown(field, theirs)}"
-        for field, mine, theirs in zip(MAP_FIELDS, own.tolist(), loaded.tolist(), strict=True)
-        if mine != theirs
-    ]
+    @classmethod
+    def _shown(cls, values):
+        return {**super()._shown(values), "scale": float_of(values[-1])}
 
 
 def _signed_mean(weight: Tensor, slots: int, granule: tuple[int, int], seed: int) -> Tensor:

@@ -15,6 +15,7 @@ from .. import fits
 from ..fits.budget import check_rank
 from ..fits.palette import Init, check_palette
 from ..ops.palette_linear import DTYPES, pack, packed_shape, palette_linear, unpack
+from .entry import Described
 from .lowrank import errors_of
 
 #: What the state dict's int64 entry `palette` begins with, the weight's shape after it.
@@ -25,10 +26,11 @@ Layer = TypeVar("Layer", bound="Palette")
 IntOrPair = int | Sequence[int]
 
 
-class Palette(nn.Module):
+class Palette(Described):
     """What palette layers share: a codebook that is trained and packed indices that are not."""
 
     _dense_type: ClassVar[Any]  # nn.Linear or nn.Conv2d
+    _entry, _fields = "palette", PALETTE_FIELDS
     coded = "indices"  # the buffer whose entropy-coded size is `coded_bits()`
     codebook: nn.Parameter
     indices: Tensor
@@ -59,7 +61,8 @@ class Palette(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
         if not self.codebook.is_meta:
-            self._fit(torch.empty(self._shape, device=self.codebook.device).uniform_(-bound, bound))
+            drawn = torch.empty(self._shape, device=self.codebook.device, dtype=torch.float32)
+            self._fit(drawn.uniform_(-bound, bound))
 
     @torch.no_grad()
     def _fit(self, weight: Tensor) -> None:
@@ -128,40 +131,16 @@ class Palette(nn.Module):
         """The int64 values of `PALETTE_FIELDS` and the weight's shape, on the CPU: the state dict's entry."""
         return torch.tensor((_VERSION, self.bits, self.zero, *self._shape), dtype=torch.int64, device="cpu")
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "palette"] = self.palette  # not a buffer: none may cast or broadcast it
-
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        key = prefix + "palette"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        if key not in state_dict:
-            missing_keys.append(key)
-        else:
-            error_msgs.extend(f"{prefix}{text}" for text in _disagreements(self.palette, state_dict[key]))
+    @classmethod
+    def _shown(cls, values):
+        fixed = len(PALETTE_FIELDS)
+        return {**super()._shown(values[:fixed]), "shape": values[fixed:]}
 
     def _palette_repr(self) -> str:
         item, bias = self.codebook.element_size(), 0 if self.bias is None else self._shape[0]
         stored = item * (len(self.codebook) + bias) + self.indices.numel()
         dense = item * (math.prod(self._shape) + bias)
         return f"bias={self.bias is not None}, bits={self.bits}, zero={self.zero}, bytes={stored} (dense {dense})"
-
-
-def _disagreements(own: Tensor, loaded: Tensor) -> list[str]:
-    """One line for each field of `PALETTE_FIELDS`, and for the shape, in which a loaded entry differs from the own."""
-    if loaded.is_meta:
-        return []
-    if loaded.dtype != torch.int64 or loaded.shape != own.shape:
-        return [f"palette: must be int64 {list(own.shape)}, the state dict has {loaded.dtype} {list(loaded.shape)}"]
-    fixed = len(PALETTE_FIELDS)
-    mine, theirs = ([*t.tolist()[:fixed], t.tolist()[fixed:]] for t in (own, loaded))
-    return [
-        f"{field}: the layer has {a}, the state dict {b}"
-        for field, a, b in zip((*PALETTE_FIELDS, "shape"), mine, theirs, strict=True)
-        if a != b
-    ]
 
 
 class PaletteLinear(Palette):

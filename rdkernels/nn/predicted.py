@@ -9,20 +9,22 @@ from torch import Tensor, nn
 
 from .. import fits
 from ..fits.dictionary import FROM_DATA, STORED, clean
+from .entry import Described
 from .hashed import draw_seed
-from .recipe import disagreements, encode
+from .recipe import RECIPE_FIELDS, encode, shown
 
 Order = Literal["expand", "pool"]
 Layer = TypeVar("Layer", bound="Predicted")
 
 
-class Predicted(nn.Module):
+class Predicted(Described):
     """`W = [U_1 V_1, ..., U_J V_J]^T`: the atoms U are fixed, the coefficients V are trained.
 
     Buffers: `atoms` `[J, n_a, positions]`, one channel's block of the U^T; of the dictionary "identity" instead `index`
     `[J, n_a]`, the inputs that a column sees. They are in the state dict only where the recipe cannot make them again.
     """
 
+    _entry, _fields = "recipe", RECIPE_FIELDS
     _dense_type: Any  # nn.Linear or nn.Conv2d
     _gathers = 0  # whether pooling by an identity multiplies
     _pool_weight = 1.0  # time of one of pooling's multiply-adds over that of a dense layer's
@@ -225,19 +227,12 @@ class Predicted(nn.Module):
             f"{settings}, trained_bytes={sizes[0]}, stored_bytes={sizes[1]} (dense {dense})"
         )
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "recipe"] = self.recipe  # not a buffer: none may cast, broadcast or leave it uninitialised
+    @classmethod
+    def _shown(cls, values):
+        return shown(values)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        key = prefix + "recipe"
-        if key in unexpected_keys:
-            unexpected_keys.remove(key)
-        if key not in state_dict:
-            missing_keys.append(key)
-        else:
-            error_msgs.extend(f"{prefix}{text}" for text in disagreements(self.recipe, state_dict[key]))
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
         if self.dictionary.kind not in STORED:
             self._follow()
 
