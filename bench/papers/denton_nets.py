@@ -1,4 +1,4 @@
-"""The nets of the experiment on Denton et al., each with data, the loss of its fine-tuning and its error."""
+"""The nets of the experiment on Denton et al., each with inputs, the loss of its fine-tuning and its error."""
 
 from __future__ import annotations
 
@@ -14,20 +14,22 @@ import rdkernels as rd
 from . import pretrained
 from .training import Loss, outputs, train
 
-TRAIN_SEED, TEST_SEED = 1, 2
+TUNE_SEED, TEST_SEED, HELD_SEED, CALIBRATION_SEED = 1, 2, 3, 4  # of made inputs
 CONVNET_RECIPE = {"epochs": 2, "batch": 128, "rate": 1e-3}
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A trained net that can be cut anywhere, and what it is judged by."""
+    """A trained net that can be cut anywhere, its inputs, and what it is judged by."""
 
     net: nn.Sequential
-    train_x: Tensor
-    targets: Tensor  # what `loss` compares the outputs with
+    calibration_x: Tensor  # what the covariances are of
+    train_x: Tensor  # to tune on
+    held_x: Tensor  # to choose on
     test_x: Tensor
-    error: Callable[[Tensor], float]  # of the outputs for `test_x`, per cent
+    goal: Callable[[Tensor], Tensor]  # of the trained net's outputs: what `loss` compares the outputs with
     loss: Loss
+    error: Callable[[Tensor], float]  # of the outputs for `test_x`, per cent
     measure: str  # what the error is of
     batch: int  # rows at a time
 
@@ -37,36 +39,51 @@ def soft_cross_entropy(found: Tensor, targets: Tensor) -> Tensor:
     return -(targets * found.log_softmax(-1)).sum(-1).mean()
 
 
-def english_g2(train: int, test: int) -> Task:
-    net, (x, texts) = pretrained.english_g2(), pretrained.words(test, TEST_SEED)
-    seen, _ = pretrained.words(train, TRAIN_SEED)
-    targets = outputs(net, seen, 16).softmax(-1)
+def change(found: Tensor, wanted: Tensor) -> float:
+    """The squared distance of `found` from `wanted` as a part of the squares of `wanted`."""
+    return float((found - wanted).square().sum(dtype=torch.float64) / wanted.square().sum(dtype=torch.float64))
+
+
+def _made(calibrate: int, tune: int, held: int) -> tuple[tuple[int, int], ...]:
+    """Counts and seeds."""
+    return (calibrate, CALIBRATION_SEED), (tune, TUNE_SEED), (held, HELD_SEED)
+
+
+def _softmax(found: Tensor) -> Tensor:
+    return found.softmax(-1)
+
+
+def english_g2(calibrate: int, tune: int, held: int, test: int) -> Task:
+    parts = [pretrained.words(*of)[0] for of in _made(calibrate, tune, held)]
+    x, texts = pretrained.words(test, TEST_SEED)
     judge = lambda found: pretrained.word_error(found, texts)  # noqa: E731
-    return Task(net, seen, targets, x, judge, soft_cross_entropy, "words misread", 16)
+    return Task(pretrained.english_g2(), *parts, x, _softmax, soft_cross_entropy, judge, "words misread", 16)
 
 
-def crepe(train: int, test: int, size: str = "full") -> Task:
-    net, (x, pitch) = pretrained.crepe(size), pretrained.tones(test, TEST_SEED)
-    seen, _ = pretrained.tones(train, TRAIN_SEED)
-    targets = outputs(net, seen, 16).sigmoid()
+def crepe(calibrate: int, tune: int, held: int, test: int) -> Task:
+    parts = [pretrained.tones(*of)[0] for of in _made(calibrate, tune, held)]
+    x, pitch = pretrained.tones(test, TEST_SEED)
     judge = lambda found: pretrained.pitch_error(found, pitch)  # noqa: E731
-    return Task(net, seen, targets, x, judge, F.binary_cross_entropy_with_logits, "pitches missed", 16)
+    loss = F.binary_cross_entropy_with_logits
+    return Task(pretrained.crepe(), *parts, x, torch.sigmoid, loss, judge, "pitches missed", 16)
 
 
-def craft(train: int, test: int) -> Task:
+def craft(calibrate: int, tune: int, held: int, test: int) -> Task:
     """No labels: the error is the part of its outputs' squares that changes."""
-    net, x, seen = pretrained.craft_block(), *(pretrained.coloured_words(*s) for s in ((test, 2), (train, 1)))
+    net, x = pretrained.craft_block(), pretrained.coloured_words(test, TEST_SEED)
+    parts = [pretrained.coloured_words(*of) for of in _made(calibrate, tune, held)]
     wanted = outputs(net, x, 4)
-
-    def change(found: Tensor) -> float:
-        return 100 * float((found - wanted).square().sum() / wanted.square().sum())
-
-    return Task(net, seen, outputs(net, seen, 4), x, change, F.mse_loss, "outputs' squares changed", 4)
+    judge = lambda found: 100 * change(found, wanted)  # noqa: E731
+    return Task(net, *parts, x, lambda found: found, F.mse_loss, judge, "outputs' squares changed", 4)
 
 
-def convnet(train_images: int, test: int) -> Task:
-    """Two 5 x 5 convolutions and two linear layers, trained here on Fashion-MNIST by `CONVNET_RECIPE`, seed 0."""
-    data = rd.datasets.fashion_mnist().standardised().first(train_images, test)
+def convnet(images: int, tune: int, held: int, test: int) -> Task:
+    """Two 5 x 5 convolutions and two linear layers, trained here on Fashion-MNIST by `CONVNET_RECIPE`, seed 0.
+
+    The last `held` of the images are kept from its training too; the first `tune` are also what it is calibrated on.
+    """
+    data = rd.datasets.fashion_mnist().standardised().first(images, test)
+    own = images - held
     torch.manual_seed(0)
     net = nn.Sequential(
         *(nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2)),
@@ -75,16 +92,13 @@ def convnet(train_images: int, test: int) -> Task:
     )
     adam = torch.optim.Adam(net.parameters(), lr=CONVNET_RECIPE["rate"], fused=True)
     common = {"epochs": int(CONVNET_RECIPE["epochs"]), "batch": int(CONVNET_RECIPE["batch"])}
-    train(net, data.train_x, data.train_y, optimizer=adam, seed=0, schedule=lambda done: 1 - done, **common)
+    train(net, data.train_x[:own], data.train_y[:own], optimizer=adam, seed=0, schedule=lambda done: 1 - done, **common)
     judge = lambda found: 100 * float((found.argmax(1) != data.test_y).double().mean())  # noqa: E731
-    seen = slice(0, TUNED)
-    return Task(
-        net.eval(), data.train_x[seen], data.train_y[seen], data.test_x, judge, F.cross_entropy, "images misjudged", 128
-    )
+    parts = data.train_x[:tune], data.train_x[:tune], data.train_x[own:], data.test_x
+    return Task(net.eval(), *parts, _softmax, soft_cross_entropy, judge, "images misjudged", 128)
 
 
-TUNED = 12_000  # images of Fashion-MNIST that fine-tuning sees
-NETS: Mapping[str, Callable[..., Task]] = {
+NETS: Mapping[str, Callable[[int, int, int, int], Task]] = {
     "english_g2": english_g2,
     "crepe": crepe,
     "CRAFT": craft,
