@@ -263,6 +263,8 @@ def draw(results: Results, path: pathlib.Path) -> None:
         recovery.plot(kept, errors, marker="o", label=f"{'before' if label else 'after'} retraining")
     recovery.axhline(dense, color="0.3", linestyle="--", label="dense")
     recovery.set_xscale("log")
+    recovery.set_xticks(kept, [f"{count:.0f}" for count in kept])
+    recovery.minorticks_off()
     recovery.invert_xaxis()
     recovery.set_xlabel("thousands of weights kept")
     recovery.set_ylabel("test error, %")
