@@ -21,8 +21,8 @@ cases. A layer of more than half as many channels as it was given vectors has no
 
 The metric of less loss on held-out inputs is tuned: the new layer and all below stay, all above learn the trained net's
 outputs (cross-entropy against its probabilities) on inputs of another seed. Batch normalisation keeps its statistics.
-Adam, its rate falling linearly to 0 from the one of three with the least loss on held-out inputs in one middle layer of
-the net, the same for all.
+Adam, its rate falling linearly to 0. Where it starts is the same for all layers of a net: of three, the one of least
+loss on held-out inputs in a middle layer.
 
 Time is that of one input, as this layer sees it in the net, beside torch's dense layer in the faster of its two memory
 formats: medians of calls in turn.
@@ -31,19 +31,24 @@ formats: medians of calls in turn.
 from __future__ import annotations
 
 import math
-import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from .denton_layers import BATCH, FORMS, METRICS, RANK_MULTIPLE, VECTORS, Case, losses_by_rate, places, rows
+from .denton_layers import BATCH, METRICS, RANK_MULTIPLE, VECTORS, Case, losses_by_rate, lost, nets_of, places, rows
 from .denton_nets import CONVNET_RECIPE, NETS
+from .denton_plot import plot
 from .experiment import Claim, Experiment, Grid, Run
 
 Layers = Mapping[str, tuple[int, Sequence[Case]]]  # name -> its place in the net, in which forms
 
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = {
+    "english_g2": (3e-5, 1e-4, 3e-4),
+    "crepe": (3e-4, 1e-3, 3e-3),
+    "convnet": (1e-4, 3e-4, 1e-3),
+    "CRAFT": (3e-5, 1e-4, 3e-4),
+}
 #: net -> inputs to calibrate on (convnet: to train it and to choose), to tune on, to choose on, to test on; passes
 SIZES = {
     "english_g2": (1024, 256, 64, 300, 2),
@@ -103,11 +108,12 @@ PAPER = [
 
 def plan(quick: bool) -> list[Run]:
     sizes, layers = (QUICK_SIZES, QUICK_PLAN) if quick else (SIZES, PLAN)
-    shared = {"rates": RATES[1:2] if quick else RATES, "seconds": 0.0 if quick else 0.5}
-    return [
-        Run(net, examine, {"net": net, "layers": layers[net], "rated": RATED[net], "sizes": sizes[net], **shared})
-        for net in layers
-    ]
+
+    def arguments(net: str) -> dict[str, Any]:
+        rates = {"rated": RATED[net], "rates": RATES[net][:1] if quick else RATES[net]}
+        return {"net": net, "layers": layers[net], "sizes": sizes[net], **rates, "seconds": 0.0 if quick else 0.5}
+
+    return [Run(net, examine, arguments(net)) for net in layers]
 
 
 def examine(
@@ -125,7 +131,9 @@ def examine(
         for layer, (_, cases) in layers.items()
         for row in rows(found[layer], cases, rate, epochs, seconds)
     ]
-    return {"rows": table, "measure": task.measure, "rate": rate, "losses by rate": list(losses.items())}
+    batch = min(BATCH, task.batch)
+    tuning = {"rate": rate, "losses by rate": list(losses.items()), "batch": batch}
+    return {"rows": table, "measure": task.measure, **tuning}
 
 
 def claims(table: Sequence[Mapping[str, Any]]) -> list[Claim]:
@@ -138,7 +146,7 @@ def claims(table: Sequence[Mapping[str, Any]]) -> list[Claim]:
     shown["and 2 times faster"] = sum(r["speed-up"] >= 2 for r in good)
     if best:
         shown["the fastest"] = f"{best['net']} {best['layer']}, {best['form']}"
-        shown |= {"speed-up": best["speed-up"], "points lost": lost(best)}
+        shown |= {"speed-up": best["speed-up"], "computed by": best["computed by"], "points lost": lost(best)}
     pairs = [r for r in convolutions if "input_cov" in r]
     less = sum(r["input_cov"]["net"] < r["weight"]["net"] for r in pairs)
     mean = geometric_mean(pairs, "net")
@@ -161,20 +169,11 @@ def claims(table: Sequence[Mapping[str, Any]]) -> list[Claim]:
     ]
 
 
-def lost(row: Mapping[str, Any]) -> float:
-    """Points, after tuning."""
-    return float(row["tuned"]["error"] - row["error"])
-
-
 def geometric_mean(pairs: Sequence[Mapping[str, Any]], of: str) -> float:
     """Of the changes by input_cov over those by weight; nan of no pair."""
     if not pairs:
         return math.nan
     return statistics.geometric_mean(max(r["input_cov"][of], 1e-30) / max(r["weight"][of], 1e-30) for r in pairs)
-
-
-def nets_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(r["net"] for r in table))
 
 
 def grids(table: Sequence[Mapping[str, Any]]) -> list[Grid]:
@@ -228,51 +227,6 @@ def grids(table: Sequence[Mapping[str, Any]]) -> list[Grid]:
     ]
 
 
-def plot(table: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-    """Points lost against the measured speed-up, a panel a net, hollow before tuning; and the metrics' changes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    nets = nets_of(table)
-    count = len(nets) + 1
-    figure, axes = plt.subplots(1, count, figsize=(3.4 * count, 3.8), squeeze=False, layout="constrained")
-    for axis, net in zip(axes.flat, nets, strict=False):
-        for r in (r for r in table if r["net"] == net):
-            colour = f"C{list(FORMS).index(r['form'])}"
-            before, after = r[r["tuned"]["metric"]]["error"] - r["error"], lost(r)
-            axis.plot([r["speed-up"]] * 2, [before, after], color=colour, linewidth=0.8, alpha=0.6)
-            axis.plot(r["speed-up"], before, "o", color=colour, fillstyle="none")
-            axis.plot(r["speed-up"], after, "o", color=colour)
-            axis.annotate(r["layer"], (r["speed-up"], after), fontsize=6, xytext=(3, 3), textcoords="offset points")
-        axis.axhline(1, color="black", linewidth=0.6, linestyle=":")
-        axis.axvline(2, color="black", linewidth=0.6, linestyle=":")
-        axis.set_yscale("symlog", linthresh=1)
-        axis.set(title=net, xlabel="torch's dense layer's time / ours")
-        axis.grid(alpha=0.3)
-    axes.flat[0].set_ylabel("points lost (hollow: before tuning)")
-    _plot_metrics(axes.flat[-1], [r for r in table if "input_cov" in r])
-    used = [form for form in FORMS if any(r["form"] == form for r in table)]
-    marks = [plt.Line2D([], [], marker="o", linestyle="", color=f"C{list(FORMS).index(form)}") for form in used]
-    figure.legend(marks, used, loc="outside lower center", ncols=len(used), fontsize=8)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _plot_metrics(axis: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
-    nets = nets_of(pairs)
-    for r in pairs:
-        marker, colour = "osD^"[nets.index(r["net"])], f"C{list(FORMS).index(r['form'])}"
-        axis.plot(r["weight"]["net"], r["input_cov"]["net"], marker, color=colour, markersize=4)
-    ends = [f(r[m]["net"] for r in pairs for m in METRICS) for f in (min, max)] if pairs else [0.1, 1]
-    axis.plot(ends, ends, color="black", linewidth=0.6, linestyle=":")
-    axis.set(xscale="log", yscale="log", xlabel="weight", ylabel="input_cov")
-    shapes = zip(("circle", "square", "diamond", "triangle"), nets, strict=False)
-    axis.set_title("outputs' change before tuning\n" + ", ".join(f"{s}: {n}" for s, n in shapes), fontsize=7)
-    axis.grid(alpha=0.3)
-
-
 def main() -> None:
     experiment = Experiment.from_command_line("denton", __doc__)
     results = experiment.run(plan(experiment.quick))
@@ -284,7 +238,7 @@ def main() -> None:
             else SIZES,
             "rates": {net: result["rate"] for net, result in results.items()},
             "loss on held-out inputs by rate": {net: result["losses by rate"] for net, result in results.items()},
-            "batch of the tuning": BATCH,
+            "batch of the tuning": {net: result["batch"] for net, result in results.items()},
             "ranks are multiples of": RANK_MULTIPLE,
             "vectors a channel, at least, for input_cov": VECTORS,
             "convnet": CONVNET_RECIPE,

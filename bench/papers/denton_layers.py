@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -166,3 +166,12 @@ def time(layer: Any, dense: nn.Module, x: Tensor, seconds: float) -> dict[str, A
         taken = layer.explain(x).taken
     shown = {"speed-up": timed.ratio, "quartiles": [timed.low, timed.high]}
     return {**shown, "dense ms": 1e3 * timed.rival, "ms": 1e3 * timed.ours, "computed by": taken}
+
+
+def lost(row: Mapping[str, Any]) -> float:
+    """Points that the layer of a row costs after tuning."""
+    return float(row["tuned"]["error"] - row["error"])
+
+
+def nets_of(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(r["net"] for r in table))
