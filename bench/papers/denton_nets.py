@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +61,12 @@ def english_g2(calibrate: int, tune: int, held: int, test: int) -> Task:
     return Task(pretrained.english_g2(), *parts, x, _softmax, soft_cross_entropy, judge, "words misread", 16)
 
 
-def crepe(calibrate: int, tune: int, held: int, test: int) -> Task:
+def crepe(calibrate: int, tune: int, held: int, test: int, size: str = "full") -> Task:
     parts = [pretrained.tones(*of)[0] for of in _made(calibrate, tune, held)]
     x, pitch = pretrained.tones(test, TEST_SEED)
     judge = lambda found: pretrained.pitch_error(found, pitch)  # noqa: E731
     loss = F.binary_cross_entropy_with_logits
-    return Task(pretrained.crepe(), *parts, x, torch.sigmoid, loss, judge, "pitches missed", 16)
+    return Task(pretrained.crepe(size), *parts, x, torch.sigmoid, loss, judge, "pitches missed", 16)
 
 
 def craft(calibrate: int, tune: int, held: int, test: int) -> Task:
@@ -101,6 +102,7 @@ def convnet(images: int, tune: int, held: int, test: int) -> Task:
 NETS: Mapping[str, Callable[[int, int, int, int], Task]] = {
     "english_g2": english_g2,
     "crepe": crepe,
+    "crepe tiny": partial(crepe, size="tiny"),
     "CRAFT": craft,
     "convnet": convnet,
 }

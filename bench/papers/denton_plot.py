@@ -44,11 +44,11 @@ def plot(table: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
 def _plot_metrics(axis: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
     nets = nets_of(pairs)
     for r in pairs:
-        marker, colour = "osD^"[nets.index(r["net"])], f"C{list(FORMS).index(r['form'])}"
+        marker, colour = "osD^v"[nets.index(r["net"])], f"C{list(FORMS).index(r['form'])}"
         axis.plot(r["weight"]["net"], r["input_cov"]["net"], marker, color=colour, markersize=4)
     ends = [f(r[m]["net"] for r in pairs for m in METRICS) for f in (min, max)] if pairs else [0.1, 1]
     axis.plot(ends, ends, color="black", linewidth=0.6, linestyle=":")
     axis.set(xscale="log", yscale="log", xlabel="weight", ylabel="input_cov")
-    shapes = zip(("circle", "square", "diamond", "triangle"), nets, strict=False)
+    shapes = zip(("circle", "square", "diamond", "up", "down"), nets, strict=False)
     axis.set_title("outputs' change before tuning\n" + ", ".join(f"{s}: {n}" for s, n in shapes), fontsize=7)
     axis.grid(alpha=0.3)

@@ -178,7 +178,7 @@ def test_planned_runs_name_known_nets_layers_and_forms() -> None:
     for quick in (False, True):
         runs = denton.plan(quick)
         assert [run.key for run in runs] == [run.arguments["net"] for run in runs]
-        assert {run.key for run in runs} == set(denton_nets.NETS)
+        assert {run.key for run in runs} == set(denton_nets.NETS) - ({"crepe"} if quick else set())
         for run in runs:
             layers = run.arguments["layers"]
             assert run.arguments["rated"] in layers and sorted(at for at, _ in layers.values()) == [
