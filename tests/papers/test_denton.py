@@ -64,7 +64,7 @@ def test_a_place_is_what_the_layer_sees(task: Task) -> None:
 
 def test_rows_of_a_layer(task: Task, place: Place) -> None:
     before = {name: value.clone() for name, value in task.net.state_dict().items()}
-    cases = [("separable", 2.0), ("bicluster + SVD", 2.0)]
+    cases = [("separable", 1.9), ("separable", 2.0), ("bicluster + SVD", 2.0)]  # the second comes to the first's rank
     first, second = denton_layers.rows(place, cases, rate=1e-3, epochs=2, seconds=0.0)
     for row in (first, second):
         assert row["error"] == 0 and row["shape"] == [16, 8, 3, 3] and row["cut"] >= 2
