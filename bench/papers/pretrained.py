@@ -166,7 +166,8 @@ def word_error(logits: Tensor, texts: Sequence[str]) -> float:
 def tones(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Sounds `[n, 1024]` of mean 0 and variance 1, and their pitch in Hz `[n]`.
 
-    1 to 8 harmonics of a pitch log-uniform in 80 to 1000 Hz, of random strengths and phases, and 10 % noise.
+    1 to 8 harmonics of a pitch log-uniform in 80 to 1000 Hz, of strengths uniform in 0.1 to 1 and random phases, and
+    10 % noise. Where a strength may be 0, the pitch may be absent from the sound, and crepe misses some more.
     """
     generator = torch.Generator().manual_seed(seed)
 
