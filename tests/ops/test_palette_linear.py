@@ -19,6 +19,7 @@ class TestContract(Contract):
     op = OP
     cases = cases.CORRECTNESS
     smoke = ("row-4", "few-3", "medium-5")
+    never_constant = ("codebook",)
     written_for = ("native",)
 
     @over("smoke", kinds=("fp32",))

@@ -91,7 +91,7 @@ CORRECTNESS = (
     _Case("row-1", 1, 1031, 37, 1, bias=True),
     _Case("row-2", 1, 75, 131, 2),
     _Case("row-3", 1, 130, 35, 3, bias=True),
-    _Case("row-4", 1, 1100, 40, 4, bias=True),
+    _Case("row-4", 1, 1100, 130, 4, bias=True),
     _Case("row-5", 1, 95, 70, 5),
     _Case("row-6", 1, 141, 50, 6, bias=True),
     _Case("row-7", 1, 127, 47, 7),
