@@ -46,7 +46,7 @@ Layers = Mapping[str, tuple[int, Sequence[Case]]]  # name -> its place in the ne
 RATES = {
     "english_g2": (3e-5, 1e-4, 3e-4),
     "crepe": (3e-4, 1e-3, 3e-3),
-    "crepe tiny": (3e-4, 1e-3, 3e-3),
+    "crepe tiny": (1e-3, 3e-3, 1e-2),
     "convnet": (1e-4, 3e-4, 1e-3),
     "CRAFT": (3e-5, 1e-4, 3e-4),
 }
