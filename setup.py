@@ -107,7 +107,7 @@ def nvcc_fault():
 def smaller(target, source):
     """-O2 where it is as fast as -O3 (within 3 %, measured): 110 kB less of a wheel."""
     hashed = "hashed_linear" in source  # whose backward on AVX2 takes 10 % longer then
-    return ["-O2"] if target == "base" and platform.machine() in X86 or (target == "avx2" and not hashed) else []
+    return ["-O2"] if (target == "base" and platform.machine() in X86) or (target == "avx2" and not hashed) else []
 
 
 def cpu_missing():
