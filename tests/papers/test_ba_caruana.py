@@ -3,11 +3,12 @@
 import pytest
 import torch
 from papers import ba_caruana as ba
+from papers import ba_caruana_runs as runs
 from papers.experiment import mean
 
 import rdkernels as rd
 
-SIZE = {"labelled": 24, "pool": 64, "test": 16, "teacher_epochs": 1, "epochs": 1, "longer": 2}
+SIZE = {"labelled": 24, "pool": 64, "test": 16, "members": 2, "teacher_epochs": 1, "epochs": 1, "longer": 2}
 
 
 @pytest.fixture
@@ -18,27 +19,50 @@ def images(monkeypatch, tmp_path):
     labels = torch.arange(100) % 10
     data = rd.datasets.Dataset("random", pixels(100), labels, pixels(20), labels[:20])
     monkeypatch.setattr(rd.datasets, "fashion_mnist", lambda: data)
-    ba.load.cache_clear()
-    monkeypatch.setattr(ba, "DATA", tmp_path)
-    monkeypatch.setattr(ba, "BATCH", 10)
+    runs.load.cache_clear()
+    monkeypatch.setattr(runs, "DATA", tmp_path)
+    monkeypatch.setattr(runs, "BATCH", 10)
     yield data
-    ba.load.cache_clear()
+    runs.load.cache_clear()
 
 
 def test_nets_are_as_large_as_the_protocol_says():
-    assert ba.parameters(ba.teacher_net()) == 421_834
-    assert ba.parameters(ba.student_net("plain")) == 785 * 2000 + 2001 * 10
-    thin = ba.student_net("bottleneck")
+    assert runs.parameters(runs.teacher_net()) == 468_202
+    assert runs.parameters(runs.student_net("plain")) == 785 * 2000 + 2001 * 10
+    thin = runs.student_net("bottleneck")
     assert isinstance(thin.hidden, rd.nn.LowRankLinear) and thin.hidden.rank == 100
-    assert ba.parameters(thin) == 784 * 100 + 100 * 2000 + 2000 + 2001 * 10
-    assert ba.multiply_adds("plain") == 2 * 784 * 2000 + 3 * 2000 * 10
-    assert ba.multiply_adds("bottleneck") == 2 * 784 * 100 + 3 * 100 * 2000 + 3 * 2000 * 10
+    assert runs.parameters(thin) == 784 * 100 + 100 * 2000 + 2000 + 2001 * 10
+    assert runs.multiply_adds("plain") == 2 * 784 * 2000 + 3 * 2000 * 10
+    assert runs.multiply_adds("bottleneck") == 2 * 784 * 100 + 3 * 100 * 2000 + 3 * 2000 * 10
+
+
+def test_the_teachers_multiply_adds_are_those_of_its_layers():
+    products, net = [], runs.teacher_net().eval()
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(
+                lambda m, _, y: products.append(m.weight[0].numel() * y[0].numel()) and None,
+            )
+    net(torch.rand(1, 1, 28, 28))
+    assert len(products) == 6 and runs.multiply_adds("teacher") == 3 * sum(products) - products[0]
+
+
+def test_a_fused_step_is_seen_by_the_layers_that_pack_their_weights():
+    torch.manual_seed(0)
+    net, x, y = runs.student_net("bottleneck"), torch.rand(8, 784), torch.arange(8)
+    optimizer = runs.adam(net, 1e-2, 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        hidden = torch.nn.functional.linear(x, net.hidden.materialize(), net.hidden.bias)
+        torch.testing.assert_close(net(x), net.classes(hidden.relu()), rtol=1e-4, atol=1e-5)
 
 
 def test_augmentation_shifts_and_mirrors_in_training_alone():
     x = torch.zeros(64, 1, 28, 28)
     x[:, 0, 10, 5] = 1
-    augment = ba.Augment()
+    augment = runs.Augment()
     assert augment.eval()(x) is x
     y = augment.train()(x)
     places = {tuple(p.tolist()) for image in y for p in image[0].nonzero()}
@@ -49,41 +73,61 @@ def test_augmentation_shifts_and_mirrors_in_training_alone():
 
 
 def test_the_split_is_the_seeds_own(images):
-    orders = [ba.split(seed, SIZE)[1] for seed in (0, 0, 1)]
-    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
-    assert len(orders[0].unique()) == SIZE["pool"]
+    parts = [runs.split(seed, SIZE) for seed in (0, 0, 1)]
+    assert torch.equal(parts[0].train_x, parts[1].train_x) and not torch.equal(parts[0].train_x, parts[2].train_x)
+    assert len(parts[0].train_x.unique(dim=0)) == SIZE["pool"]
+    assert torch.equal(parts[0].test_x, parts[2].test_x)
+
+
+def test_images_held_out_are_in_no_pool_and_the_test_images_stay_untouched(images):
+    whole, part = runs.split(0, SIZE), runs.split(0, {**SIZE, "held_out": 8})
+    assert torch.equal(part.train_x, whole.train_x[:-8]) and torch.equal(part.test_x, whole.train_x[-8:])
+    assert torch.equal(part.test_y, whole.train_y[-8:])
 
 
 @pytest.mark.parametrize("target", ba.TARGETS)
 def test_a_student_learns_each_target(images, target):
-    found = ba.learn("bottleneck", target, 0, SIZE, 1e-3)
+    found = runs.learn("bottleneck", target, 0, SIZE, 1e-3)
     rows = SIZE["labelled" if target.startswith("labels") else "pool"]
     epochs = 2 if target == "labels longer" else 1
     assert found["steps"] == epochs * -(-rows // 10) and 0 <= found["error"] <= 100
     assert found["parameters"] == 300_410
 
 
-def test_the_teacher_is_trained_once(images, monkeypatch):
-    first = ba.teacher_logits(0, SIZE)
+def test_the_teacher_is_the_mean_of_its_members_and_each_is_trained_once(images, monkeypatch):
+    first = runs.teacher_logits(0, SIZE)
     assert first.shape == (SIZE["pool"], 10)
-    monkeypatch.setattr(ba, "teach", None)
-    assert torch.equal(ba.teacher_logits(0, SIZE), first)
+    members = [torch.load(runs._said_by(number, 0, SIZE))["train"] for number in range(2)]
+    assert not torch.equal(*members)
+    torch.testing.assert_close(first, (members[0] + members[1]) / 2)
+    monkeypatch.setattr(runs, "member", None)
+    longer = {**SIZE, "epochs": 7}  # the students' epochs are not the members'
+    assert torch.equal(runs.teacher_logits(0, longer), first)
+    assert runs.teacher(0, SIZE)["error"] == 100 * float(
+        (runs.teacher_logits(0, SIZE, "test").argmax(1) != images.test_y[: SIZE["test"]]).double().mean()
+    )
     with pytest.raises(TypeError):
-        ba.teacher_logits(1, SIZE)
+        runs.teacher_logits(1, SIZE)
+
+
+def test_a_member_sees_every_image_both_ways(images):
+    net, x = runs.teacher_net().eval(), torch.rand(4, 1, 28, 28)
+    torch.testing.assert_close(runs.mirrored_outputs(net, x), runs.mirrored_outputs(net, x.flip(-1)))
+    assert not torch.equal(net(x), net(x.flip(-1)))
 
 
 def results(mimic=12.0, teacher=11.0, plain_mimic=11.7, seconds=80.0, longer=15.0):
-    def runs(error, seconds=20.0, work=800_000):
+    def seeds(error, seconds=20.0, work=800_000):
         return [{"error": error + d, "cpu_seconds": seconds, "multiply_adds": work} for d in (-0.1, 0.0, 0.1)]
 
     return {
-        "teacher": runs(teacher),
-        "bottleneck labels": runs(14.5),
-        "plain labels": runs(14.0),
-        "bottleneck labels longer": runs(longer),
-        "plain labels longer": runs(14.1),
-        "bottleneck mimic": runs(mimic),
-        "plain mimic": runs(plain_mimic, seconds, 3_200_000),
+        "teacher": seeds(teacher),
+        "bottleneck labels": seeds(14.5),
+        "plain labels": seeds(14.0),
+        "bottleneck labels longer": seeds(longer),
+        "plain labels longer": seeds(14.1),
+        "bottleneck mimic": seeds(mimic),
+        "plain mimic": seeds(plain_mimic, seconds, 3_200_000),
     }
 
 
