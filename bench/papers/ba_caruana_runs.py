@@ -176,7 +176,8 @@ def _error(logits: Tensor, labels: Tensor) -> float:
 def learn(kind: str, target: str, seed: int, size: Size, rate: float) -> dict[str, Any]:
     """Train a student of `kind` on `target`."""
     data = split(seed, size)
-    x, y, epochs = data.train_x, data.train_y, size["longer" if target == "labels longer" else "epochs"]
+    x, y = data.train_x, data.train_y
+    epochs = size[{"labels": "labels", "labels longer": "longer"}.get(target, "epochs")]
     if target.startswith("labels"):
         x, targets, loss, head = x[: size["labelled"]], y[: size["labelled"]], F.cross_entropy, None
     else:

@@ -8,7 +8,8 @@ from papers.experiment import mean
 
 import rdkernels as rd
 
-SIZE = {"labelled": 24, "pool": 64, "test": 16, "members": 2, "teacher_epochs": 1, "epochs": 1, "longer": 2}
+SIZE = {"labelled": 24, "pool": 64, "test": 16, "members": 2, "teacher_epochs": 1}
+SIZE |= {"epochs": 1, "labels": 1, "longer": 2}
 
 
 @pytest.fixture
