@@ -20,7 +20,7 @@ import rdkernels as rd
 from .experiment import DATA
 from .training import error_rate, outputs, train
 
-HIDDEN, RANK, TEMPERATURE, BATCH = 2000, 100, 4.0, 128
+HIDDEN, RANK, TEMPERATURE, BATCH = 2000, 64, 4.0, 128
 TEACHER_RATE, TEACHER_DECAY, DECAY = 2e-3, 0.01, 0.1
 
 Size = Mapping[str, int]  # images with labels, in the pool and of the test; epochs
