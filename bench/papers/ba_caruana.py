@@ -62,8 +62,8 @@ NOTES = (
     "10.92. Mimic of one of them for 12 epochs: 11.94 without and 11.74 with weight decay 0.1; its hard labels "
     "without: 11.60. Plain, weight decay 0.1: true labels for 40 epochs 13.98 (12, without: 14.58), mimic of both for "
     "12 epochs 11.80, for 24 epochs 11.10.",
-    "64L-2000, mimic of both for 24 epochs: 11.10; true labels for 12 epochs 14.54. It is 3.2 times cheaper than plain an "
-    "image, 100L-2000 2.7 to 2.9 times, which is why it was taken.",
+    "64L-2000, mimic of both for 24 epochs: 11.10; true labels for 12 epochs 14.54. It is 3.2 times cheaper than plain "
+    "per image, 100L-2000 2.7 to 2.9 times, which is why it was taken.",
     "Tried with a teacher of two convolutions that erred on 11.10 %: mimic at rates 5e-4, 1e-3, 2e-3, 4e-3: 13.64, "
     "13.36, 12.88, 13.14, so half the rate was no help here; one mean and deviation for all classes: 13.00; dropout of "
     "0.2 on the images: 13.50; images in [0, 1]: 12.84; 24 epochs: 12.62. With it the mimic's claims did "
