@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..registry import define_native
 
@@ -62,6 +63,17 @@ def core_lines(core: Tensor) -> list[Tensor]:
     return [part for line in core.unbind(2) for part in panels(line.permute(2, 1, 0))]
 
 
+@functools.cache
+def watch_optimizers() -> None:
+    """From now on every optimizer's step raises the version counters of what it wrote: fused ones leave them as is."""
+    register_optimizer_step_post_hook(_raise_versions)
+
+
+def _raise_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    torch.autograd.graph.increment_version(stepped)
+
+
 class _Derived(NamedTuple):
     state: tuple
     refs: tuple[weakref.ref, ...]
@@ -74,11 +86,13 @@ _derived: dict[tuple[int, ...], _Derived] = {}
 def derived(tensors: Sequence[Tensor]) -> dict[Any, Any]:
     """What callers keep of these tensors: one dict for as long as none of them is written, then an empty one.
 
-    Seen are writes that raise a tensor's version counter, as every in-place operation does, and new storage; a write
-    through `.data` is not. Inference tensors have no counter: their dict is never kept.
+    Seen are writes that raise a tensor's version counter, as every in-place operation does, new storage, and the steps
+    of every `torch.optim.Optimizer`; a write through `.data` is not. Inference tensors have no counter: their dict is
+    never kept.
     """
     if any(t.is_inference() for t in tensors):
         return {}
+    watch_optimizers()
     key = tuple(map(id, tensors))
     state = tuple((t._version, t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
     found = _derived.get(key)

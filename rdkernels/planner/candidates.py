@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops import chain
 from ..ops.convolution import Activation, Geometry, geometry, memory_format
+from ..ops.packing import watch_optimizers
 from ..ops.stages import Conv, apply_activation, run_stages
 
 NAMES = ("dense", "unfused", "fused")
@@ -83,6 +84,7 @@ def dense_weight(
 
     It is composed in float64 and rounded once. Which writes are seen: as for packed factors (`ops/packing.py`).
     """
+    watch_optimizers()
     own = _weights.get(layer)
     found = own.get((dtype, form)) if own else None
     if found is not None and all(
