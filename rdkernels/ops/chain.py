@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..registry import backend, define, define_native, define_whole, native_on_cpu, picks, plain, run
 from .convolution import Activation, Geometry, in_one_dtype, memory_format, new_output
+from .packing import differentiated
 from .replay import record
 from .stages import Conv, Stage, apply_activation, run_stages
 
@@ -232,6 +233,7 @@ class _Chain(torch.autograd.Function):
             whole = _all_gradients if direct else torch.ops.rdkernels.lowrank_chain_bwd
             made = whole(op, dy, x, factors, maps, list(where), needs)
             dx, *dfactors = (t if needed else None for t, needed in zip(made, needs, strict=True))
+        differentiated(factors)
         return None, None, dx, dbias if dbias is None else dbias.to(dy.dtype), dy if by_residual else None, *dfactors
 
 

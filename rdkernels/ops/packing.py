@@ -74,6 +74,23 @@ def _raise_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     torch.autograd.graph.increment_version(stepped)
 
 
+_differentiated: dict[int, int] = {}
+
+
+def differentiated(tensors: Sequence[Tensor]) -> None:
+    """A backward went through these: what an optimizer writes next, a compiled one too, whose step nothing tells of."""
+    if torch.compiler.is_compiling():
+        return
+    for t in tensors:
+        if t.is_leaf and t.requires_grad:
+            _differentiated[id(t)] = _differentiated.get(id(t), 0) + 1
+
+
+def stamp(t: Tensor) -> tuple[int, int, int]:
+    """Differs from that of before if `t` may have been written since: see `derived`."""
+    return t._version, _differentiated.get(id(t), 0), t.data_ptr()
+
+
 class _Derived(NamedTuple):
     state: tuple
     refs: tuple[weakref.ref, ...]
@@ -86,15 +103,15 @@ _derived: dict[tuple[int, ...], _Derived] = {}
 def derived(tensors: Sequence[Tensor]) -> dict[Any, Any]:
     """What callers keep of these tensors: one dict for as long as none of them is written, then an empty one.
 
-    Seen are writes that raise a tensor's version counter, as every in-place operation does, new storage, and the steps
-    of every `torch.optim.Optimizer`; a write through `.data` is not. Inference tensors have no counter: their dict is
-    never kept.
+    Seen are writes that raise a tensor's version counter, as every in-place operation does, new storage, the steps of
+    every `torch.optim.Optimizer`, and those of a compiled one, which raise none, by the backward before them; a write
+    through `.data` is not. Inference tensors have no counter: their dict is never kept.
     """
     if any(t.is_inference() for t in tensors):
         return {}
     watch_optimizers()
     key = tuple(map(id, tensors))
-    state = tuple((t._version, t.data_ptr(), t.shape, t.stride(), t.dtype) for t in tensors)
+    state = tuple((stamp(t), t.shape, t.stride(), t.dtype) for t in tensors)
     found = _derived.get(key)
     if found is None or found.state != state or any(ref() is not t for ref, t in zip(found.refs, tensors, strict=True)):
         refs = tuple(weakref.ref(t, functools.partial(_forget, key)) for t in tensors)

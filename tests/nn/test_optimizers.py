@@ -66,3 +66,26 @@ def test_the_hook_tells_of_what_was_stepped_only() -> None:
     versions = moved._version, still._version
     torch.optim.SGD([moved, still], 0.1, fused=True).step()
     assert moved._version > versions[0] and still._version == versions[1]
+
+
+@pytest.mark.parametrize("plan", ["fused", "dense"])
+@pytest.mark.parametrize("kind", ["linear", "separable", "tucker", "bicluster"])
+def test_a_step_that_nothing_tells_of(kind: str, plan: str, monkeypatch) -> None:
+    """As a compiled optimizer's: a fused kernel called outside of any optimizer."""
+    monkeypatch.setenv("RDKERNELS_PLAN", plan)
+    layer = LAYERS[kind]()
+    x = torch.randn(2, 6, 7, 9) if hasattr(layer, "kernel_size") else torch.randn(5, 20)
+    parameters = list(layer.parameters())
+    for _ in range(3):
+        with torch.no_grad():
+            layer(x)
+        layer(x).square().mean().backward()
+        versions = [p._version for p in parameters]
+        grads = [p.grad for p in parameters]
+        options = {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1, "dampening": 0.0, "nesterov": False}
+        torch._fused_sgd_(parameters, grads, [], **options, maximize=False, is_first_step=True)
+        assert [p._version for p in parameters] == versions  # what makes it hard to see
+        with torch.no_grad(), rd.use("reference"):
+            want = copy.deepcopy(layer)(x)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-5)

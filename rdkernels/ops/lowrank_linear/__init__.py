@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ...registry import backend, define, run
 from ..convolution import check_epilogue, check_tensor, in_one_dtype
+from ..packing import differentiated
 from ..stages import apply_activation
 
 OP = "lowrank_linear"
@@ -68,6 +69,7 @@ class _LowRank(torch.autograd.Function):
                 g.sum(0) if by_bias else None,
                 dy if by_residual else None,
             )
+        differentiated((down, up))
         return tuple(None if t is None else t.to(dy.dtype) for t in found)
 
 
