@@ -85,11 +85,7 @@ def rise_and_fall(done: float) -> float:
 
 def adam(net: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
     """Fused, so that the update costs little whatever the number of weights."""
-    made = torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, fused=True)
-    weights = list(net.parameters())
-    # torch's fused optimisers leave the version counters as they were, by which layers know that they must pack anew
-    made.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(weights))
-    return made
+    return torch.optim.AdamW(net.parameters(), rate, weight_decay=decay, fused=True)
 
 
 def parameters(net: nn.Module) -> int:
