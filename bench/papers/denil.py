@@ -5,8 +5,8 @@ of 50 units each; the softmax is never predicted. Fixed in advance and the same 
 rate 0.1 (times 0.2 for the last quarter) and momentum 0.9, batches of 100, 40 epochs, no early stopping, the test error
 of the last weights. A second layer's dictionary from data is the covariance of what the first layer puts out, so there
 the first layer is pretrained as the encoder of an autoencoder for 2 epochs at rate 0.01. Ridge 0.1 (SE, sigma 1) and
-1e-3 of the mean variance (Emp). The exceptions are shown apart: two learned factors (LowRank) stay at chance at rate
-0.1 and have 0.01, and "rate by atoms" undoes that the dictionaries' scales are different rates (`denil_nets.sgd`).
+1e-3 of the mean variance (Emp). Shown apart: "rate by atoms" undoes that the dictionaries' scales are different rates
+(`denil_nets.sgd`).
 
 Figure 5: a convnet of two 5x5 layers and a hidden linear one, all predicted by SE within each channel, on 20,000
 images, 4 epochs, rate 0.05. Figure 1: values of trained layers predicted from a quarter of them.
@@ -195,8 +195,6 @@ def notes(results: Results) -> list[str]:
         "The order of the dictionaries depends on the rate: a step moves W by U U^T times its gradient, which differs "
         f"from dictionary to dictionary. '{BY_ATOMS}' are the same nets with every coefficient's rate divided by the "
         "mean of that; the claims are judged with one rate for all, as fixed in advance.",
-        f"{LOW_RANK} has rate {nets.LOW_RANK_RATE}, the best of four on held-out training images: at {nets.RATE} it "
-        "stays at chance.",
         "R2 looks at other units' weights, R2 by SE at the taps of the same filter alone; shuffled is the same matrix "
         "with its values in random order.",
     ]
@@ -212,7 +210,6 @@ def main() -> None:
         "epochs": 1 if experiment.quick else EPOCHS,
         "batch": nets.BATCH,
         "optimiser": f"SGD, rate {nets.RATE}, momentum {nets.MOMENTUM}, x {nets.DROP_BY} after {nets.DROP_AT:.0%}",
-        "rate of LowRank": nets.LOW_RANK_RATE,
         "pretraining": f"{nets.PRETRAIN_EPOCHS} epochs, rate {nets.PRETRAIN_RATE}",
         "ridge": nets.RIDGE,
         "seeds": list(SEEDS),

@@ -27,7 +27,6 @@ DENSE, LOW_RANK = "nokernel", "LowRank"
 RIDGE = {"se": 0.1, "emp": 1e-3, "emp2": 1e-3}  # of the mean of the kernel's diagonal
 RATE, MOMENTUM, BATCH, DROP_AT, DROP_BY = 0.1, 0.9, 100, 0.75, 0.2
 PRETRAIN_EPOCHS, PRETRAIN_RATE = 2, 0.01
-LOW_RANK_RATE = 0.01  # of .1, .03, .01 and .003 by held-out training images: at .1 two learned factors stay at chance
 CONV_RATE, CONV_EPOCHS, CONV_IMAGES = 0.05, 4, 20_000
 
 
@@ -152,7 +151,7 @@ def train_mlp(
     data = data.first(*images) if images else data
     net = build(name, fraction, data.train_x, seed, pretrain=pretrain, whiten=whiten)
     settings: dict[str, Any] = {"epochs": epochs, "batch": BATCH, "seed": seed, "schedule": schedule}
-    optimizer = sgd(net, LOW_RANK_RATE if name == LOW_RANK else RATE, by_atoms)
+    optimizer = sgd(net, RATE, by_atoms)
     used = train(net, data.train_x, data.train_y, optimizer=optimizer, **settings)
     found: dict[str, Any] = {"error": error_rate(net, data.test_x, data.test_y), **counts(net), **used}
     if draws:
