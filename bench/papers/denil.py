@@ -197,7 +197,7 @@ def notes(results: Results) -> list[str]:
         "mean of that; the claims are judged with one rate for all, as fixed in advance.",
         "R2 looks at other units' weights, R2 by SE at the taps of the same filter alone; shuffled is the same matrix "
         "with its values in random order.",
-        "The convnet, tried where its claim does not hold: 16 epochs, on training images held out, one seed: dense 9.34, "
+        "The convnet, tried as its claim does not hold: 16 epochs, on training images held out, one seed: dense 9.34, "
         "25 % 11.13, so half of the distance is the shortness of the training; on the test images at 4 epochs: weights "
         "that start at the dense ones' deviation, 13.20 (as it is: 13.26); rates by atoms diverge.",
     ]
