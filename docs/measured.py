@@ -2,7 +2,8 @@
 
 For every operation `<op>.md`: of each result file that holds it the summaries, the tables (figure, quartiles, goal,
 share of the limit) and one plot. A result comes from `python -m rdkernels bench --json bench/results/<machine>.json`.
-For every paper `papers/<paper>.md` and its plot, as its experiment left them in bench/papers/results.
+For every paper `papers/<paper>.md` and its plot, as its experiment left them in bench/papers/results; all their claims
+in `papers/claims.md`.
 Nothing is measured here.
 """
 
@@ -18,6 +19,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 RESULTS = HERE.parent / "bench" / "results"
 PAPERS = HERE.parent / "bench" / "papers" / "results"
 OUT = HERE / "measured"
+NAMES = ("hashednets", "denil", "denton", "ba_caruana", "deep_compression")
 FIRST = "hashed_linear"  # whose the rows of older results are, which do not name their operation
 
 
@@ -70,6 +72,16 @@ def paper(name: str, out: pathlib.Path) -> None:
     (out / result.name).write_text(text)
 
 
+def claims() -> str:
+    """What each experiment claims, and whether it holds."""
+    rows = []
+    for name in NAMES:
+        if (path := PAPERS / f"{name}.json").exists():
+            for claim in json.loads(path.read_text())["claims"]:
+                rows.append(f"| {name} | {claim['claim']} | {'holds' if claim['holds'] else '**does not hold**'} |")
+    return "\n".join(["| script | claim | |", "| --- | --- | --- |", *rows]) + "\n"
+
+
 def main() -> None:
     (OUT / "papers").mkdir(parents=True, exist_ok=True)
     pages: dict[str, list[str]] = {op: [] for op in registry.operations()}
@@ -86,8 +98,9 @@ def main() -> None:
         command = f"python -m rdkernels bench --op {op} --json bench/results/<machine>.json"
         empty = f"No result is committed yet: `{command}` makes one.\n"
         (OUT / f"{op}.md").write_text("\n".join(texts) or empty)
-    for name in ("hashednets", "denil", "denton", "ba_caruana", "deep_compression"):
+    for name in NAMES:
         paper(name, OUT / "papers")
+    (OUT / "papers" / "claims.md").write_text(claims())
 
 
 if __name__ == "__main__":
