@@ -251,7 +251,7 @@ def draw(results: Results, path: pathlib.Path) -> None:
         plane.errorbar(smaller, errors, spreads, marker="o", color=f"C{n}", label=way, capsize=2)
         if way == "tuned":
             for bits, at in zip(widths, zip(smaller, errors, strict=True), strict=True):
-                plane.annotate(f"{bits} bits", at, xytext=(4, -12), textcoords="offset points", fontsize=8)
+                plane.annotate(f"{bits} bits", at, xytext=(-8, 10), textcoords="offset points", fontsize=8)
     plane.axhline(dense, color="0.3", linestyle="--", label="dense")
     plane.axvline(30, color="0.7", linestyle=":", label="30 times")
     plane.set_xlabel("times smaller than dense float32, entropy-coded")
