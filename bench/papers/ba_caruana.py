@@ -13,8 +13,8 @@ All of this was chosen on 5,000 training images held out (`held_out` in a run's 
 tried). The error is that of the last weights on the 10,000 test images, a mean over three seeds; time is the CPU time
 of the training loop on one thread.
 
-The same for rendered words (`ba_caruana_words.py`): 200 of 4,000 have letters, a pretrained reader labels all, and a
-word is an error where a letter of it is; 1,000 other words are the test.
+The same for rendered words (`ba_caruana_words.py`): of 4,000 words 200 have letters, a pretrained reader labels all,
+and a word is an error where a letter of it is; 1,000 other words are the test.
 
 Source: Ba, Caruana, "Do Deep Nets Really Need to be Deep?", NIPS 2014, sections 2 and 3.
 """
@@ -46,19 +46,20 @@ FULL = {"labelled": 5000, "pool": 60000, "test": 10000, "members": 2, "teacher_e
 FULL |= {"epochs": 24, "labels": 12, "longer": 40}
 QUICK = {"labelled": 128, "pool": 512, "test": 256, "members": 2, "teacher_epochs": 1}
 QUICK |= {"epochs": 1, "labels": 1, "longer": 2}
-WORDS = {"labelled": 200, "pool": 4000, "test": 1000, "epochs": 20, "batch": 16, "labels": 120, "labels_batch": 8}
-QUICK_WORDS = {"labelled": 8, "pool": 32, "test": 16, "epochs": 1, "batch": 16, "labels": 1, "labels_batch": 8}
+WORDS = {"labelled": 200, "pool": 4000, "test": 1000, "epochs": 20, "batch": 16, "labels": 80}
+QUICK_WORDS = {"labelled": 8, "pool": 32, "test": 16, "epochs": 1, "batch": 16, "labels": 1}
 RATES = {"plain": 1e-3, "bottleneck": 2e-3}
 STUDENTS = {"bottleneck": f"{RANK}L-{HIDDEN}", "plain": f"{HIDDEN}"}
 TARGETS = {
     "labels": "true labels, 5k",
     "labels longer": "true labels, 5k, longer",
     "mimic": "mimic, 60k",
+    "mimic longer": "mimic, 60k, longer",
     "hard": "teacher's hard labels, 60k",
     "kd": f"kd T={TEMPERATURE:g}, 60k",
 }
-WORDS_TARGETS = {"labels": "letters of 200, by CTC", "mimic": "mimic, 4k", "kd": f"kd T={on_words.TEMPERATURE:g}, 4k"}
-LEARNED = [(k, t) for t in TARGETS for k in STUDENTS if k == "bottleneck" or t not in ("hard", "kd")]
+WORDS_TARGETS = {"labels": "letters of 200 words", "mimic": "mimic, 4k", "kd": f"kd T={on_words.TEMPERATURE:g}, 4k"}
+LEARNED = [(k, t) for t in TARGETS for k in STUDENTS if k == "bottleneck" or t not in ("mimic longer", "hard", "kd")]
 
 
 NOTES = (
@@ -75,6 +76,12 @@ NOTES = (
     "13.36, 12.88, 13.14, so half the rate was no help here; one mean and deviation for all classes: 13.00; dropout of "
     "0.2 on the images: 13.50; images in [0, 1]: 12.84; 24 epochs: 12.62. With it the mimic's claims did "
     "not hold: 1.1 to 1.4 points better on the test images, about half of the gap closed.",
+    "On the test images the mimic closes less of the gap than the 61 to 67 % on those held out. Tried after that: twice "
+    "the epochs, in the row `mimic, 60k, longer`, which no claim counts.",
+    "Words, tried on others than the test's with a pool of 2,000, per cent misread, mimic: rates 1e-3, 2e-3, 4e-3: "
+    "57.2, 34.8, 22.8; 8e-3: the units die; with paper 1 in place of 0: 57.6 at 2e-3, dead at others and with a pool of "
+    "4,000. kd at temperatures 1 and 4, paper 1: 19.0 and 24.2; at 1, paper 0: 17.0. CTC on 200 to 500 words, without "
+    "an alignment: 35 to 100, as the draw falls.",
 )
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # "teacher" or "<kind> <target>" -> the runs of its seeds
@@ -228,6 +235,8 @@ def main() -> None:
     for kind, target in LEARNED:  # those that the claims need come first
         for seed in seeds:
             arguments = {"kind": kind, "target": target, "seed": seed, "size": size, "rate": RATES[kind]}
+            if target == "mimic longer":
+                arguments |= {"target": "mimic", "size": {**size, "epochs": 2 * size["epochs"]}}
             runs.append(Run(f"{kind} {target}, seed {seed}", learn, arguments))
     words = QUICK_WORDS if experiment.quick else WORDS
     runs.append(Run("words teacher", on_words.teach, {"size": words}))

@@ -87,7 +87,7 @@ def test_images_held_out_are_in_no_pool_and_the_test_images_stay_untouched(image
     assert torch.equal(part.test_y, whole.train_y[-8:])
 
 
-@pytest.mark.parametrize("target", ba.TARGETS)
+@pytest.mark.parametrize("target", [target for target in ba.TARGETS if target != "mimic longer"])
 def test_a_student_learns_each_target(images, target):
     found = runs.learn("bottleneck", target, 0, SIZE, 1e-3)
     rows = SIZE["labelled" if target.startswith("labels") else "pool"]
@@ -152,25 +152,35 @@ def test_windows_are_those_of_the_columns():
     windows = words.Windows(48)(x)
     assert windows.shape == (2, 63, 32 * 48)
     halved = torch.nn.functional.avg_pool2d(x, 2)[:, 0]
-    torch.testing.assert_close(windows[:, 20], halved[:, :, 40 - 23 : 40 + 25].flatten(1))
-    assert (windows[:, 0].view(2, 32, 48)[:, :, :23] == 1).all()
+    torch.testing.assert_close(windows[:, 20], 1 - halved[:, :, 40 - 23 : 40 + 25].flatten(1))
+    assert (windows[:, 0].view(2, 32, 48)[:, :, :23] == 0).all()
 
 
-def test_letters_are_ctcs_targets():
-    targets = words.codes(["ab", "zebra"])
-    one = torch.full((2, 9, 97), -20.0)  # each letter once, blanks after
-    for row, classes in zip(one, targets.tolist(), strict=True):
-        for step, k in enumerate(classes):
-            row[step, k] = 20.0
-    assert words.word_error(one, ["ab", "zebra"]) == 0.0
-    assert float(words.ctc(one, targets)) < 1e-3 < float(words.ctc(one, targets.flip(0)))
+def test_labels_are_the_letters_where_the_teacher_has_them():
+    texts = ["ab", "zebra", "ox"]
+    said = torch.zeros(3, 9, 97)
+    for row, text in enumerate(["ab", "zebra", "on"]):  # the last is misread
+        said[row, :, 0] = 1.0
+        for step, letter in enumerate(text):
+            said[row, step + 1, words.ALPHABET.index(letter) + 1] = 2.0
+    rows, classes = words.aligned(said, texts, 3, 0)
+    assert sorted(rows.tolist()) == [0, 1]
+    sharp = torch.nn.functional.one_hot(classes, 97).float() * 20
+    assert words.word_error(sharp, [texts[row] for row in rows.tolist()]) == 0.0
+    assert float(words.steps_cross_entropy(sharp, classes)) < 1e-6
+    assert float(words.steps_cross_entropy(sharp.roll(1, 1), classes)) > 1.0
 
 
 @pytest.mark.parametrize("target", ba.WORDS_TARGETS)
 def test_a_student_learns_to_read(target, monkeypatch):
     def taught(count, seed):
         x, texts = words.words(count, seed)
-        return x, texts, torch.randn(count, 63, 97)
+        said = torch.zeros(count, 63, 97)
+        for row, text in enumerate(texts):
+            said[row, :, 0] = 1.0
+            for step, letter in enumerate(text):
+                said[row, 2 * step, words.ALPHABET.index(letter) + 1] = 2.0
+        return x, texts, said + 0.1 * torch.rand(said.shape)
 
     monkeypatch.setattr(words, "taught", taught)
     found = words.learn(target, 0, ba.QUICK_WORDS)
