@@ -76,11 +76,11 @@ NOTES = (
     "13.36, 12.88, 13.14, so half the rate was no help here; one mean and deviation for all classes: 13.00; dropout of "
     "0.2 on the images: 13.50; images in [0, 1]: 12.84; 24 epochs: 12.62. With it the mimic's claims did "
     "not hold: 1.1 to 1.4 points better on the test images, about half of the gap closed.",
-    "On the test images the mimic closes less of the gap than the 61 to 67 % on those held out. Tried after that: twice "
-    "the epochs, in the row `mimic, 60k, longer`, which no claim counts.",
+    "On the test images the mimic closes less of the gap than the 61 to 67 % on those held out. Tried after that: "
+    "twice the epochs, in the row `mimic, 60k, longer`, which no claim counts.",
     "Words, tried on others than the test's with a pool of 2,000, per cent misread, mimic: rates 1e-3, 2e-3, 4e-3: "
-    "57.2, 34.8, 22.8; 8e-3: the units die; with paper 1 in place of 0: 57.6 at 2e-3, dead at others and with a pool of "
-    "4,000. kd at temperatures 1 and 4, paper 1: 19.0 and 24.2; at 1, paper 0: 17.0. CTC on 200 to 500 words, without "
+    "57.2, 34.8, 22.8; 8e-3: the units die; with paper 1 in place of 0: 57.6 at 2e-3, dead at others and with a pool "
+    "of 4,000. kd at temperatures 1 and 4, paper 1: 19.0 and 24.2; at 1, paper 0: 17.0. CTC on 200 to 500 words, without "
     "an alignment: 35 to 100, as the draw falls.",
 )
 
