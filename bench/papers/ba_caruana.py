@@ -80,8 +80,8 @@ NOTES = (
     "twice the epochs, in the row `mimic, 60k, longer`, which no claim counts.",
     "Words, tried on others than the test's with a pool of 2,000, per cent misread, mimic: rates 1e-3, 2e-3, 4e-3: "
     "57.2, 34.8, 22.8; 8e-3: the units die; with paper 1 in place of 0: 57.6 at 2e-3, dead at others and with a pool "
-    "of 4,000. kd at temperatures 1 and 4, paper 1: 19.0 and 24.2; at 1, paper 0: 17.0. CTC on 200 to 500 words, without "
-    "an alignment: 35 to 100, as the draw falls.",
+    "of 4,000. kd at temperatures 1 and 4, paper 1: 19.0 and 24.2; at 1, paper 0: 17.0. CTC on 200 to 500 words, not "
+    "aligned: 17 to 100, as the draw falls.",
 )
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]  # "teacher" or "<kind> <target>" -> the runs of its seeds
