@@ -25,7 +25,7 @@ test: $(VENV)/built ## every test, in every mode this machine can run (ARGS=... 
 data: $(VENV)/packages ## the data sets and pretrained nets of the experiments, into .data: no root, 200 MB
 	$(PY) -m bench.papers.fetch
 
-papers: $(VENV)/built ## the papers' experiments: 3 hours of a core (PAPERS=--quick: every path, minutes); after `make data`
+papers: $(VENV)/built ## the papers' experiments: 4 to 5 hours of a core (PAPERS=--quick: every path, minutes); after `make data`
 	for paper in hashednets denil denton ba_caruana deep_compression; do $(PY) -m bench.papers.$$paper $(PAPERS) || exit; done
 
 dev: $(VENV)/built ## .venv with the package editable and its kernels built
