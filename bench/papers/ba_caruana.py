@@ -1,17 +1,17 @@
 """Ba & Caruana: a shallow net that mimics a convolutional one on unlabelled images, with and without a bottleneck.
 
-Protocol, fixed in advance. A seed splits Fashion-MNIST's 60,000 training images, drawn anew and not stratified, into
-5,000 with labels and 55,000 without. The teacher is an ensemble of two convnets of four 3x3 convolutions (32, 32, 64
-and 64 channels, batch norm, a max-pooling after each pair) and a hidden layer of 128, dropout 0.5, in bfloat16; each is
-trained on the 5,000 for 40 epochs with shifts of up to 2 pixels and mirroring. Its logits are the mean of its members'
-for an image and for the mirror image; it labels all 60,000. A student has one hidden layer of 2000 ReLU units; the
-bottleneck puts 64 linear units below them (`rd.LowRank(64)`). Every student is trained by AdamW, weight decay 0.1, in
-batches of 128, the rate rising linearly over the first tenth of the steps and falling linearly to 0, on one of: the
-5,000 true labels, for 12 epochs and for 40, of which the better counts; or for 24 epochs, the teacher's logits for all
-60,000, normalised per class (`mimic`), or, the bottleneck alone, its hard labels or its logits at temperature 4 (`kd`).
-All of this was chosen on 5,000 training images held out (`held_out` in a run's size; the notes below say what was
-tried). The error is that of the last weights on the 10,000 test images, a mean over three seeds; time is the CPU time
-of the training loop on one thread.
+Protocol, fixed before the test images were looked at. A seed splits Fashion-MNIST's 60,000 training images, drawn anew
+and not stratified, into 5,000 with labels and 55,000 without. The teacher is an ensemble of two convnets of four 3x3
+convolutions (32, 32, 64 and 64 channels, batch norm, a max-pooling after each pair) and a hidden layer of 128, dropout
+0.5, in bfloat16; each is trained on the 5,000 for 40 epochs with shifts of up to 2 pixels and mirroring. Its logits are
+the mean of its members' for an image and for the mirror image; it labels all 60,000. A student has one hidden layer of
+2000 ReLU units; the bottleneck puts 64 linear units below them (`rd.LowRank(64)`). Every student is trained by AdamW,
+weight decay 0.1, in batches of 128, the rate rising linearly over the first tenth of the steps and falling linearly to
+0, on one of: the 5,000 true labels, for 12 epochs and for 40, of which the better counts; or for 24 epochs, the
+teacher's logits for all 60,000, normalised per class (`mimic`), or, the bottleneck alone, its hard labels or its logits
+at temperature 4 (`kd`). All of this was chosen on 5,000 training images held out (`held_out` in a run's size; the notes
+below say what was tried). The error is that of the last weights on the 10,000 test images, a mean over three seeds;
+time is the CPU time of the training loop on one thread.
 
 The same for rendered words (`ba_caruana_words.py`): of 4,000 words 200 have letters, a pretrained reader labels all,
 and a word is an error where a letter of it is; 1,000 other words are the test.
@@ -88,7 +88,7 @@ Results = Mapping[str, Sequence[Mapping[str, Any]]]  # "teacher" or "<kind> <tar
 
 
 def judge(results: Results) -> list[Claim]:
-    """The issue's claims, from means over the seeds."""
+    """The claims, from means over the seeds."""
     error = {name: mean(runs, "error") for name, runs in results.items()}
     claims = []
     for kind, shown in STUDENTS.items():

@@ -1,8 +1,9 @@
 """What every experiment shares: its command line, its runs (resumed where they stopped), claims, tables, plot, files.
 
 A run is one call of a function in a process of its own with a fixed number of threads, so that it gives the same
-numbers whatever runs beside it. What it returned is kept in a file until the experiment is finished: an experiment that
-was interrupted goes on where it stopped. A kept run is used again only if its function and arguments are the same.
+numbers whatever runs beside it. What it returned is kept in a file, with the day and the commit it was made at: an
+experiment that was interrupted goes on where it stopped. A kept run is used again only if its function and arguments
+are the same; after a change of what it computes, delete its line.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Experiment:
     only: str = ""
     output: pathlib.Path = RESULTS
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: set[tuple[str, str]] = field(default_factory=set)  # the days and commits of the runs
 
     @classmethod
     def from_command_line(cls, name: str, doc: str | None, arguments: Sequence[str] | None = None) -> Experiment:
@@ -134,7 +136,9 @@ class Experiment:
         if len(set(keys)) != len(keys):
             raise ValueError(f"{self.name}: runs must have different keys, got {sorted(keys)}")
         self.output.mkdir(parents=True, exist_ok=True)
-        found = {} if self.quick else self._load()
+        found, made = ({}, {}) if self.quick else self._load()
+        now = stamp()
+        today = (str(now["date"])[:10], str(now["commit"]))
         todo = [r for r in runs if r.digest not in found and self.only in r.key]
         workers = min(self.jobs, len(todo))
         if workers:
@@ -152,20 +156,24 @@ class Experiment:
                         pool.shutdown(wait=False, cancel_futures=True)
                         raise RuntimeError(f"{self.name}: run {run.key!r} failed: {error}") from error
                     found[run.digest] = result
-                    kept.write(json.dumps({"digest": run.digest, "key": run.key, "result": result}) + "\n")
+                    made[run.digest] = today
+                    line = {"digest": run.digest, "key": run.key, "made": today, "result": result}
+                    kept.write(json.dumps(line) + "\n")
                     kept.flush()
                     bar.set_postfix_str(run.key)
                     bar.update()
         if self.only:
             raise SystemExit(f"{self.name}: made the runs with {self.only!r} in their keys")
+        self.made |= {made[run.digest] for run in runs}
         self.results = {**self.results, **{run.key: found[run.digest] for run in runs}}
         return {key: self.results[key] for key in keys}
 
-    def _load(self) -> dict[str, dict[str, Any]]:
+    def _load(self) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[str, str]]]:
+        """Results, and days and commits, of kept runs by digest."""
         if not self._kept.exists():
-            return {}
+            return {}, {}
         lines = [json.loads(line) for line in self._kept.read_text().splitlines() if line.endswith("}")]
-        return {line["digest"]: line["result"] for line in lines}
+        return {x["digest"]: x["result"] for x in lines}, {x["digest"]: tuple(x["made"]) for x in lines}
 
     def finish(
         self,
@@ -182,6 +190,7 @@ class Experiment:
             "title": self.title,
             "quick": self.quick,
             "machine": {**stamp(), "threads": self.threads},
+            "made": sorted(self.made),
             "cpu_seconds": sum(r.get("run_cpu_seconds", 0) for r in self.results.values()),
             "settings": settings,
             "claims": [asdict(claim) for claim in claims],
@@ -239,7 +248,10 @@ def _shown(value: Any) -> str:
 def _page(record: Mapping[str, Any], grids: Sequence[Grid], claims: Sequence[Claim]) -> str:
     machine = record["machine"]
     where = f"{machine['cpu']} ({machine['cpu_capability']}), {machine['threads']} thread(s) a run"
-    made = f"{machine['date'][:10]}, {where}, torch {machine['torch']}, commit {machine['commit']}"
+    days = sorted({day for day, _ in record["made"]}) or [machine["date"][:10]]
+    commits = list(dict.fromkeys(commit for _, commit in record["made"]))
+    at = f"run at commit {' and '.join(commits)}, written at {machine['commit']}"
+    made = f"{' to '.join(dict.fromkeys((days[0], days[-1])))}, {where}, torch {machine['torch']}, {at}"
     parts = [f"*{made}; {record['cpu_seconds'] / 60:.0f} CPU minutes.*"]
     parts += [grid.markdown() for grid in grids]
     parts += ["\n".join(f"* {claim}" for claim in claims)] if claims else []

@@ -61,7 +61,8 @@ def alternate(
     Each compression is of all its layers or, after an error, of none.
 
     Raises:
-        TypeError, ValueError: as `rdkernels.convert`.
+        TypeError, ValueError: as `rdkernels.convert`; in a later phase, a layer that was replaced since, or pruned
+            without `prune.remove`.
     """
     with owned("alternate"):
         schedule = _schedule(specs, steps)
@@ -78,11 +79,29 @@ def _phases(model: nn.Module, found: Sequence[list[Target | Row]], data: Data | 
     yield Phase("train", 0, model)
     for step, entry in enumerate(found[:-1], 1):
         with owned("alternate"):
+            _check_same(model, entry)
             report = _refit(model, entry, data)
         yield Phase("refit", step, model, report)
     with owned("alternate"):
+        _check_same(model, found[-1])
         model, report = apply(model, found[-1], "fit", data)
     yield Phase("convert", len(found), model, report)
+
+
+def _check_same(model: nn.Module, found: Sequence[Target | Row]) -> None:
+    """A layer that was replaced, or whose weight became a computed one, would be compressed to no effect."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for entry in found:
+        if not isinstance(entry, Target):
+            continue
+        if any(modules.get(name) is not entry.module for name in entry.names):
+            raise ValueError(f"{entry.name or 'the model'}: was replaced since alternate was called")
+        if "weight" not in entry.module._parameters:
+            raise ValueError(
+                f"{entry.name or 'the model'}: its weight has become a computed one (a parametrization, weight_norm or "
+                "prune); make it permanent before the next phase: torch.nn.utils.prune.remove, "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
 
 
 def _schedule(specs: Specs | Sequence[Specs], steps: int | None) -> list[Specs]:

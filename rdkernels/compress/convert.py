@@ -59,7 +59,9 @@ def convert(
 
     A layer under several names is converted once and stays shared. Left are layers of types that the spec does not know
     and those that could not be replaced without another effect: weights that are computed, tied to another module's or
-    read by the parent itself. Where the layer was named outright, not by a wildcard, that is an error.
+    read by an nn.MultiheadAttention or nn.TransformerEncoderLayer around them (a model of yours that reads the weight
+    of a layer inside it must leave that layer: None). Where the layer was named outright, not by a wildcard, that is
+    an error.
 
     Raises:
         TypeError, ValueError: a pattern that matches no module or changes nothing; a layer, named, that the spec cannot

@@ -124,7 +124,8 @@ def _first(name: str, patterns: Mapping[str, Any]) -> str | None:
 
 def compressed(module: nn.Module) -> bool:
     """A layer of `rdkernels.nn`: it can build the dense weight that it stands for."""
-    return callable(getattr(module, "materialize", None))
+    own = any(c.__module__.startswith("rdkernels.nn.") for c in type(module).__mro__)
+    return own and callable(getattr(module, "materialize", None))
 
 
 def _deciding(names: tuple[str, ...], patterns: Mapping[str, Spec | None]) -> str | None:

@@ -55,7 +55,8 @@ class Spec(ABC):
         """The layer of this representation closest to `module`, with its bias, device, dtype and mode.
 
         Raises:
-            TypeError, ValueError: naming the argument, what came and what is allowed; a fit that does not converge too.
+            TypeError, ValueError: naming the argument, what came and what is allowed; a fit without a result
+                too (values not finite, a singular system). At its limit of sweeps a fit returns the best it has.
         """
 
     @abstractmethod

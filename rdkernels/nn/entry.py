@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Described(nn.Module):
     """A layer whose state dict holds, under `_entry`, the int64 values that the attribute of that name gives.
 
-    Loading one that differs raises RuntimeError that names both values. It is no buffer: none may cast, broadcast or
-    leave it uninitialised.
+    Loading one that differs raises RuntimeError that names both values, and leaves the layer as it was. It is no
+    buffer: none may cast, broadcast or leave it uninitialised.
     """
 
     _entry: ClassVar[str]
@@ -30,14 +30,16 @@ class Described(nn.Module):
         destination[prefix + self._entry] = getattr(self, self._entry)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs):
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         key = prefix + self._entry
+        faults = self._disagreements(state_dict[key]) if key in state_dict else []
+        if faults:  # what it says of the other tensors is not so here: none is loaded
+            error_msgs.extend(prefix + text for text in faults)
+            return
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if key in unexpected_keys:
             unexpected_keys.remove(key)
         if key not in state_dict:
             missing_keys.append(key)
-        else:
-            error_msgs.extend(prefix + text for text in self._disagreements(state_dict[key]))
 
     def _disagreements(self, loaded: Tensor) -> list[str]:
         """One line for each field in which a loaded entry differs from the layer's own."""

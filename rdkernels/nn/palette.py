@@ -95,9 +95,11 @@ class Palette(Described):
 
     def materialize(self) -> Tensor:
         """The weight of the dense twin that computes the same, in its shape; differentiable by the codebook."""
-        values = self._values()
-        wide = values.to(torch.promote_types(values.dtype, torch.float32))  # the gradient's sum is made in this dtype
-        return wide.index_select(0, self.index().flatten().int()).view(self._shape).to(values.dtype)
+        values, index = self._values(), self.index().flatten().int()
+        if torch.is_grad_enabled() and values.requires_grad:
+            # An entry's gradient sums its members in float64, and on CUDA, unlike index_select's, in a fixed order.
+            return values.double()[index].to(values.dtype).view(self._shape)
+        return values.index_select(0, index).view(self._shape)
 
     def index(self) -> Tensor:
         """The uint8 index of each weight into the codebook (with `zero`, behind an entry that is 0), in its shape."""

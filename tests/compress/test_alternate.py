@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import rdkernels as rd
 from rdkernels.compress import Phase
@@ -127,3 +128,22 @@ def test_a_refit_that_fails_names_the_layer_and_moves_none() -> None:
     with pytest.raises(ValueError, match="alternate: 3: LowRankLinear.from_dense: weight must be finite"):
         next(phases)
     assert torch.equal(model[0].weight, before)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda m: setattr(m, "2", nn.Linear(8, 4)), "2: was replaced since alternate"),
+        (lambda m: prune.l1_unstructured(m[2], "weight", 0.5), "2: its weight has become a computed one"),
+    ],
+)
+def test_a_layer_that_changed_between_phases_is_refused(change: Any, text: str, steps: int) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    phases = rd.alternate(model, {"*": rd.Palette(2)}, steps=steps)
+    next(phases)
+    change(model)
+    before = model[0].weight.clone()
+    with pytest.raises(ValueError, match=text):
+        next(phases)
+    assert torch.equal(model[0].weight, before) and type(model[0]) is nn.Linear

@@ -409,3 +409,21 @@ def test_the_page_runs_and_shows_what_it_prints(capsys: pytest.CaptureFixture[st
     for code in codes[1:]:
         exec(code, scope)
     assert type(scope["model"][0]) is rd.nn.PaletteLinear
+
+
+def test_a_module_of_ones_own_with_a_materialize_is_no_compressed_layer() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def materialize(self) -> torch.Tensor:
+            return self.fc.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    reports: list[rd.compress.Report] = []
+    model = rd.convert(nn.Sequential(Own(), nn.Linear(6, 3)), rd.Palette(2), report=reports.append)
+    assert isinstance(model[0].fc, rd.nn.PaletteLinear)  # type: ignore[index]
+    assert {row.name for row in reports[0].rows} == {"0.fc", "1"}

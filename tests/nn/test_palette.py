@@ -169,3 +169,25 @@ def test_initial_weights_are_those_of_linear() -> None:
 def test_bad_input(make, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_convolutions_entries_sum_many_gradients_exactly() -> None:
+    layer = PaletteConv2d(256, 256, 3, bits=2, bias=False)
+    grad = torch.rand(256, 256, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer.materialize().backward(grad)
+    want = torch.zeros(4, dtype=torch.float64).index_add_(0, layer.index().flatten().int(), grad.double().flatten())
+    assert layer.codebook.grad is not None
+    torch.testing.assert_close(layer.codebook.grad.double(), want, rtol=1e-7, atol=0)
+    single = torch.zeros(4).index_add_(0, layer.index().flatten().int(), grad.flatten())  # the control: it is worse
+    assert float(((single - want) / want).abs().max()) > 1e-7
+
+
+def test_a_state_dict_of_another_palette_leaves_the_layer_as_it_was() -> None:
+    layer, other = PaletteLinear(16, 8, bits=3), PaletteLinear(16, 8, bits=3)
+    state = other.state_dict()
+    state["palette"] = state["palette"].clone()
+    state["palette"][0] += 1
+    before = layer.codebook.detach().clone()
+    with pytest.raises(RuntimeError, match="version"):
+        layer.load_state_dict(state)
+    assert torch.equal(layer.codebook, before) and not torch.equal(other.codebook, before)

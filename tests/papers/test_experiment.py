@@ -125,6 +125,20 @@ def test_finish_writes_whole_files_and_says_each_claim(tmp_path: pathlib.Path, l
     assert "| number 3 | 9 |" in page and "* a note" in page
     assert (tmp_path / "e.png").read_bytes() == b"png"
     assert sorted(p.name for p in tmp_path.glob("*new*")) == []
+    assert record["made"] == [[record["machine"]["date"][:10], str(record["machine"]["commit"])]]
+
+
+def test_a_kept_run_says_when_it_was_made_not_when_the_page_was(tmp_path: pathlib.Path, log: pathlib.Path) -> None:
+    Experiment("e", "E", output=tmp_path).run(runs(log, 2))
+    kept = tmp_path / ".e.runs.jsonl"
+    line = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**line, "made": ["1999-12-31", "abc"]}) + "\n")
+    later = Experiment("e", "E", output=tmp_path)
+    later.run(runs(log, 2, 3))
+    later.finish(settings={}, grids=[], claims=[])
+    today = json.loads((tmp_path / "e.json").read_text())["machine"]["date"][:10]
+    page = (tmp_path / "e.md").read_text()
+    assert page.startswith(f"*1999-12-31 to {today}, ") and "run at commit abc and " in page
 
 
 def test_a_plot_that_fails_leaves_the_old_one(tmp_path: pathlib.Path) -> None:
