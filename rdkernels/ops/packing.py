@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..registry import define_native
@@ -86,14 +87,20 @@ def differentiated(tensors: Sequence[Tensor]) -> None:
             _differentiated[id(t)] = _differentiated.get(id(t), 0) + 1
 
 
-def stamp(t: Tensor) -> tuple[int, int, int]:
-    """Differs from that of before if `t` may have been written since: see `derived`."""
-    return t._version, _differentiated.get(id(t), 0), t.data_ptr()
+def stamp(t: Tensor) -> tuple[int, int, int, int]:
+    """While `held(t)` is kept: differs from that of before if `t` may have been written since, see `derived`."""
+    return t._version, _differentiated.get(id(t), 0), t.data_ptr(), t.untyped_storage()._cdata
+
+
+def held(t: Tensor) -> StorageWeakRef:
+    """Keeps the address of the storage of `t`, not its memory, from being that of another storage."""
+    return StorageWeakRef(t.untyped_storage())
 
 
 class _Derived(NamedTuple):
     state: tuple
     refs: tuple[weakref.ref, ...]
+    held: tuple[StorageWeakRef, ...]
     made: dict[Any, Any]
 
 
@@ -115,7 +122,7 @@ def derived(tensors: Sequence[Tensor]) -> dict[Any, Any]:
     found = _derived.get(key)
     if found is None or found.state != state or any(ref() is not t for ref, t in zip(found.refs, tensors, strict=True)):
         refs = tuple(weakref.ref(t, functools.partial(_forget, key)) for t in tensors)
-        found = _derived[key] = _Derived(state, refs, {})
+        found = _derived[key] = _Derived(state, refs, tuple(map(held, tensors)), {})
     return found.made
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .. import ops
 from ..ops import chain
 from ..ops.convolution import Activation, Geometry, geometry, memory_format
-from ..ops.packing import stamp, watch_optimizers
+from ..ops.packing import held, stamp, watch_optimizers
 from ..ops.stages import Conv, apply_activation, run_stages
 
 NAMES = ("dense", "unfused", "fused")
@@ -71,7 +71,7 @@ class _Weight(NamedTuple):
     """A dense weight and the factors that it was made of, as they were."""
 
     value: Tensor
-    stamps: tuple[tuple[Callable[[], Tensor | None], tuple[int, int, int]], ...]
+    stamps: tuple[tuple[Callable[[], Tensor | None], tuple[int, ...], object], ...]
 
 
 _weights: weakref.WeakKeyDictionary[Layer, dict[tuple, _Weight]] = weakref.WeakKeyDictionary()
@@ -88,7 +88,7 @@ def dense_weight(
     own = _weights.get(layer)
     found = own.get((dtype, form)) if own else None
     if found is not None and all(
-        ref() is t and was == stamp(t) for t, (ref, was) in zip(factors, found.stamps, strict=True)
+        ref() is t and was == stamp(t) for t, (ref, was, _) in zip(factors, found.stamps, strict=True)
     ):
         return found.value
     with torch.no_grad():
@@ -96,7 +96,7 @@ def dense_weight(
         weight = layer._compose(*wide).to(dtype)
         weight = weight.contiguous() if form is None else weight.contiguous(memory_format=form)
     if not any(t.is_inference() for t in factors):  # these have no version
-        stamps = tuple((weakref.ref(t), stamp(t)) for t in factors)
+        stamps = tuple((weakref.ref(t), stamp(t), held(t)) for t in factors)
         _weights.setdefault(layer, {})[dtype, form] = _Weight(weight, stamps)
     return weight
 

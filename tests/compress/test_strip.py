@@ -157,13 +157,19 @@ class Net(nn.Module):
             rd.nn.CPConv2d(8, 8, 3, padding=1, rank=6, activation="gelu"),
             rd.nn.SeparableConv2d(8, 8, 3, padding=1, dilation=1, rank=4),
             rd.nn.BiclusterConv2d(8, 8, 3, padding=1, clusters=2, rank=2),
+            rd.nn.PaletteConv2d(8, 8, 3, padding=1, bits=4),
+            rd.nn.PredictedConv2d(8, 8, 3, padding=1, fraction=0.5, dictionary="gauss"),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
         )
         self.a = rd.nn.HashedLinear(128, 32, bank=self.bank, scale=0.3)
         self.b = rd.nn.HashedLinear(32, 32, bank=self.bank, scale=0.3)
         self.head = nn.ModuleDict(
-            {"mid": rd.nn.PaletteLinear(32, 32, bits=4), "out": rd.nn.LowRankLinear(32, 5, rank=4)}
+            {
+                "mid": rd.nn.PaletteLinear(32, 32, bits=4),
+                "predicted": rd.nn.PredictedLinear(32, 32, fraction=0.5, dictionary="gauss"),
+                "out": rd.nn.LowRankLinear(32, 5, rank=4),
+            }
         )
         with torch.no_grad():
             for layer in self.features:  # so that the result depends on x, not on biases alone
@@ -172,7 +178,8 @@ class Net(nn.Module):
 
     def forward(self, x):
         y = self.a(self.features(x)).relu()
-        return self.head["out"](self.head["mid"](self.b(self.b(y).relu())).relu())
+        y = self.head["mid"](self.b(self.b(y).relu())).relu()
+        return self.head["out"](self.head["predicted"](y).relu())
 
 
 def test_a_model_keeps_names_mode_and_everything_else() -> None:

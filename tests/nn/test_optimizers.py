@@ -89,3 +89,24 @@ def test_a_step_that_nothing_tells_of(kind: str, plan: str, monkeypatch) -> None
             want = copy.deepcopy(layer)(x)
         with torch.no_grad():
             torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", ["fused", "unfused", "dense"])
+@pytest.mark.parametrize("kind", ["linear", "separable", "cp", "tucker", "bicluster"])
+def test_other_storage_at_the_same_address_is_seen(kind: str, plan: str, monkeypatch) -> None:
+    monkeypatch.setenv("RDKERNELS_PLAN", plan)
+    layer = LAYERS[kind]()
+    x = torch.randn(2, 6, 7, 9) if hasattr(layer, "kernel_size") else torch.randn(5, 20)
+    factor = next(layer.parameters())
+    memory = bytearray(factor.detach().numpy().tobytes())
+    assigned = [torch.frombuffer(memory, dtype=torch.float32).view(factor.shape) for _ in range(2)]
+    with torch.no_grad():
+        factor.data = assigned.pop(0)
+        address, version, before = factor.data_ptr(), factor._version, layer(x)
+        factor.data = torch.zeros(0)
+        memory[:] = bytes(len(memory))
+        factor.data = assigned.pop(0)
+        assert (factor.data_ptr(), factor._version) == (address, version)  # nothing else tells of it
+        after, want = layer(x), copy.deepcopy(layer)(x)
+    torch.testing.assert_close(after, want)
+    assert not torch.allclose(after, before)
