@@ -157,7 +157,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Te
 
     Args:
         student_logits: g, `[..., C]`.
-        teacher_logits: z, `[..., C]`; both finite: mask a class by a large negative logit, not by -inf, which gives nan.
+        teacher_logits: z, `[..., C]`; both finite: a class is masked by a large negative logit, not by -inf.
         temperature: T > 0; 1 for plain KL, 2 to 10 as a rule.
 
     Raises:
