@@ -17,8 +17,11 @@ def plot(table: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     from matplotlib import pyplot as plt
 
     nets = nets_of(table)
-    count = len(nets) + 1
-    figure, axes = plt.subplots(1, count, figsize=(3.4 * count, 3.8), squeeze=False, layout="constrained")
+    columns = min(3, len(nets) + 1)
+    rows = -(-(len(nets) + 1) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(nets) + 1 :]:
+        axis.remove()
     for axis, net in zip(axes.flat, nets, strict=False):
         for r in (r for r in table if r["net"] == net):
             colour = f"C{list(FORMS).index(r['form'])}"
@@ -32,8 +35,9 @@ def plot(table: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         axis.set_yscale("symlog", linthresh=1)
         axis.set(title=net, xlabel="torch's dense layer's time / ours")
         axis.grid(alpha=0.3)
-    axes.flat[0].set_ylabel("points lost (hollow: before tuning)")
-    _plot_metrics(axes.flat[-1], [r for r in table if "input_cov" in r])
+    for row in axes:
+        row[0].set_ylabel("points lost (hollow: before tuning)")
+    _plot_metrics(axes.flat[len(nets)], [r for r in table if "input_cov" in r])
     used = [form for form in FORMS if any(r["form"] == form for r in table)]
     marks = [plt.Line2D([], [], marker="o", linestyle="", color=f"C{list(FORMS).index(form)}") for form in used]
     figure.legend(marks, used, loc="outside lower center", ncols=len(used), fontsize=8)
@@ -50,5 +54,5 @@ def _plot_metrics(axis: Any, pairs: Sequence[Mapping[str, Any]]) -> None:
     axis.plot(ends, ends, color="black", linewidth=0.6, linestyle=":")
     axis.set(xscale="log", yscale="log", xlabel="weight", ylabel="input_cov")
     shapes = zip(("circle", "square", "diamond", "up", "down"), nets, strict=False)
-    axis.set_title("outputs' change before tuning\n" + ", ".join(f"{s}: {n}" for s, n in shapes), fontsize=7)
+    axis.set_title("outputs' change before tuning\n" + ", ".join(f"{s} {n}" for s, n in shapes), fontsize=8)
     axis.grid(alpha=0.3)
