@@ -191,17 +191,18 @@ def parameter_grid(found: Findings) -> Grid:
 
 
 def claims(found: Findings) -> list[Claim]:
-    numbers: dict[str, Any] = {"ahead on": ""}
+    numbers: dict[str, Any] = {}
     ahead = []
     for data in found.sets:
         error = {m: mean(found.errors(data, 3, f"{m} 1/64"), "error") for m in ("HashedNet", "NN", "LRD")}
-        ahead += [data] if error["HashedNet"] < min(error["NN"], error["LRD"]) else []
+        if error["HashedNet"] < min(error["NN"], error["LRD"]):
+            ahead.append(data)
         numbers |= {f"{data} {method}": round(value, 2) for method, value in error.items()}
     text = (
         "HashedNet at compression 64 beats the equal-size dense net and LRD on every set (3 layers, means of 3 seeds)"
     )
-    numbers["ahead on"] = f"{len(ahead)} of {len(found.sets)} ({' '.join(ahead)})"
-    judged = [Claim(text, len(ahead) == len(found.sets), numbers)]
+    where = f"{len(ahead)} of {len(found.sets)} ({' '.join(ahead)})"
+    judged = [Claim(text, len(ahead) == len(found.sets), {"ahead on": where, **numbers})]
     for granule, points in WITHIN.items():
         behind = {
             f"compression {c}": mean(found.granule(granule, c), "error") - mean(found.granule("element", c), "error")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .convert import Data, apply, count_parameters, naming, needed, observe, owned
-from .match import Specs, Target, match
+from .match import COMPUTED, Specs, Target, match
 from .report import Report, Row
 from .spec import Spec
 
@@ -94,14 +94,11 @@ def _check_same(model: nn.Module, found: Sequence[Target | Row]) -> None:
     for entry in found:
         if not isinstance(entry, Target):
             continue
-        if any(modules.get(name) is not entry.module for name in entry.names):
-            raise ValueError(f"{entry.name or 'the model'}: was replaced since alternate was called")
+        name = entry.name or "the model"
+        if any(modules.get(own) is not entry.module for own in entry.names):
+            raise ValueError(f"{name}: was replaced since alternate was called")
         if "weight" not in entry.module._parameters:
-            raise ValueError(
-                f"{entry.name or 'the model'}: its weight has become a computed one (a parametrization, weight_norm or "
-                "prune); make it permanent before the next phase: torch.nn.utils.prune.remove, "
-                "torch.nn.utils.parametrize.remove_parametrizations"
-            )
+            raise ValueError(f"{name}: {COMPUTED}")
 
 
 def _schedule(specs: Specs | Sequence[Specs], steps: int | None) -> list[Specs]:

@@ -11,14 +11,20 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..nn import WeightBank
 from .report import Row
 from .spec import Spec
 
 Specs = Spec | Mapping[str, Spec | None]
 
+LAYERS = WeightBank.__module__.rpartition(".")[0]  # the package of the layers
 _DENSE: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
 #: Modules that read the weights of their children, past the children's forward.
 _READERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+COMPUTED = (
+    "its weight is computed (a parametrization, weight_norm or prune); make it permanent first: "
+    "torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations"
+)
 _STATE_HOOKS = (
     "_state_dict_hooks",
     "_state_dict_pre_hooks",
@@ -124,8 +130,7 @@ def _first(name: str, patterns: Mapping[str, Any]) -> str | None:
 
 def compressed(module: nn.Module) -> bool:
     """A layer of `rdkernels.nn`: it can build the dense weight that it stands for."""
-    own = any(c.__module__.startswith("rdkernels.nn.") for c in type(module).__mro__)
-    return own and callable(getattr(module, "materialize", None))
+    return hasattr(module, "materialize") and any(c.__module__.startswith(LAYERS) for c in type(module).__mro__)
 
 
 def _deciding(names: tuple[str, ...], patterns: Mapping[str, Spec | None]) -> str | None:
@@ -149,10 +154,7 @@ def _reason(names: tuple[str, ...], module: Any, spec: Spec, named: Mapping[str,
         inner = f"; name what is inside, as in '{names[0] and names[0] + '.'}*'" if list(module.children()) else ""
         return f"{type(spec).__name__} is for {' and '.join('nn.' + t.__name__ for t in spec.types)}, not {kind}{inner}"
     if "weight" not in module._parameters:
-        return (
-            "its weight is computed (a parametrization, weight_norm or prune); make it permanent first: "
-            "torch.nn.utils.prune.remove, torch.nn.utils.parametrize.remove_parametrizations"
-        )
+        return COMPUTED
     if type(module).forward is not dense.forward:  # type: ignore[attr-defined]
         return f"{kind} is a subclass of nn.{dense.__name__} with a forward of its own"
     weight = module._parameters["weight"]

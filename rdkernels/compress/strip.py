@@ -14,9 +14,9 @@ from ..nn.lowrank import LowRank
 from ..ops.chain import stages_of
 from ..ops.convolution import geometry
 from ..ops.stages import Conv, Pad, Select, Stage
+from .match import LAYERS, compressed
 
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
-_LAYERS = WeightBank.__module__.rpartition(".")[0]  # the package of the layers
 
 
 @torch.enable_grad()  # so that a weight made of trained factors is seen to be trained
@@ -54,19 +54,15 @@ def strip(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         if isinstance(module, WeightBank):
             plain[id(module)] = nn.Identity().train(module.training)
-        elif _is_ours(module):
+        elif compressed(module):
             _check(name, module)
             plain[id(module)] = _plain(module).train(module.training)
     return copy.deepcopy(model, plain)  # a memo: what stands for each object, wherever the model holds it
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return hasattr(module, "materialize") and any(c.__module__.startswith(_LAYERS) for c in type(module).__mro__)
-
-
 def _check(name: str, module: nn.Module) -> None:
     what = f"strip: {name or 'the model'} ({type(module).__name__})"
-    if not type(module).forward.__module__.startswith(_LAYERS):
+    if not type(module).forward.__module__.startswith(LAYERS):
         raise ValueError(f"{what} must have its class's forward, got {type(module).forward.__qualname__}")
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     found = [kind.strip("_") for kind in hooks if getattr(module, kind)]
